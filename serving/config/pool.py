@@ -1,0 +1,89 @@
+"""A pool: replicas of one model on one kind of device, at one price."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from serving.config.engine import CpuEngine, CudaEngine
+from serving.config.section import PoolName, Section
+
+DEFAULT_GPU_MEMORY_UTILIZATION = 0.9
+"""vLLM's usual share: the rest is room for CUDA graphs, NCCL and fragmentation."""
+
+
+class Replicas(Section):
+    """Bounds between which the autoscaler sizes a pool."""
+
+    min: int = Field(default=1, ge=0, le=1024, description="Replicas kept even when idle.")
+    max: int = Field(default=1, ge=1, le=1024, description="Replicas never exceeded.")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"min ({self.min}) is over max ({self.max})")
+        return self
+
+
+class Fallback(Section):
+    """Which requests of a sibling pool this one may take over when that pool cannot serve them."""
+
+    max_prompt_tokens: int = Field(default=1024, ge=1, le=10_000_000, description="Longest prompt it takes over.")
+    max_output_tokens: int = Field(default=256, ge=1, le=10_000_000, description="Longest answer it takes over.")
+
+
+class _Pool(Section):
+    name: PoolName = Field(description="Name of the pool, unique within its model; shown in x-ballast-pool.")
+    usd_per_hour: float = Field(ge=0, le=100_000, description="Price of one replica for an hour, in US dollars.")
+    replicas: Replicas = Field(default=Replicas(), description="How many replicas.")
+    fallback: Fallback | None = Field(
+        default=None, description="Set: this pool stands in for its siblings, within these bounds."
+    )
+
+
+class CpuPool(_Pool):
+    """Replicas on CPU cores."""
+
+    device: Literal["cpu"] = Field(description="cpu or cuda.")
+    cpus_per_replica: float = Field(gt=0, le=1024, description="CPU cores of one replica; it runs that many threads.")
+    engine: CpuEngine = Field(default=CpuEngine(), description="Engine settings.")
+
+    @property
+    def num_threads(self) -> int:
+        """Compute threads of one replica: whole cores, at least one."""
+        return max(1, int(self.cpus_per_replica))
+
+
+class CudaPool(_Pool):
+    """Replicas on NVIDIA GPUs of one node."""
+
+    device: Literal["cuda"] = Field(description="cpu or cuda.")
+    gpus_per_replica: float = Field(
+        gt=0, le=16, description="GPUs of one replica: a share below 1, or a whole number (tensor parallelism)."
+    )
+    engine: CudaEngine = Field(default=CudaEngine(), description="Engine settings.")
+
+    @model_validator(mode="after")
+    def _placeable(self) -> Self:
+        if self.gpus_per_replica > 1 and not self.gpus_per_replica.is_integer():
+            raise ValueError(f"gpus_per_replica ({self.gpus_per_replica:g}) over 1 must be a whole number")
+        share = self.engine.gpu_memory_utilization
+        if share is not None and share > self.gpus_per_replica:
+            raise ValueError(
+                f"engine.gpu_memory_utilization ({share:g}) is over the replica's share of a GPU "
+                f"(gpus_per_replica {self.gpus_per_replica:g})"
+            )
+        return self
+
+    @property
+    def tensor_parallel_size(self) -> int:
+        """GPUs that one replica's weights are split over."""
+        return max(1, int(self.gpus_per_replica))
+
+    @property
+    def gpu_memory_utilization(self) -> float:
+        """Share of each GPU's memory that one replica takes."""
+        share = self.engine.gpu_memory_utilization
+        return DEFAULT_GPU_MEMORY_UTILIZATION * min(1.0, self.gpus_per_replica) if share is None else share
+
+
+Pool = Annotated[CpuPool | CudaPool, Field(discriminator="device")]

@@ -1,0 +1,71 @@
+"""Stands in for the ``haproxy`` binary that Ray Serve starts: closes the gaps in the config Ray writes, then becomes HAProxy.
+
+Ray Serve 2.60 has no setting for these (faults.md 5 and 6, security.md S4): a deadline for request headers (60 slow sockets lock
+everybody out), statistics and metrics bound to all interfaces, an admin socket that any local user may write, and error pages
+that turn a 503 into a plain-text 500. Ray reads the binary's path from ``RAY_SERVE_HAPROXY_BINARY_PATH``; this file runs with
+the standard library alone, once per start and reload.
+"""
+
+import os
+import re
+import sys
+from pathlib import Path
+
+HEADER_TIMEOUT_S = 5
+ERROR_BODY = (
+    '{"error":{"message":"no gateway is available; try again","type":"service_unavailable_error","param":null,'
+    '"code":"server_is_overloaded"}}'
+)
+
+#: (what Ray writes, what we write instead, how often it must occur). A pattern that is missing means that Ray changed: better
+#: not to start than to start open.
+_EDITS = (
+    (r"(?m)^defaults\n    mode http$", f"defaults\n    mode http\n    timeout http-request {HEADER_TIMEOUT_S}s"),
+    (r"stats socket (\S+) mode 666 level admin", r"stats socket \1 mode 600 level admin"),
+    (r"(?m)^    bind :(\d+)$", r"    bind 127.0.0.1:\1"),
+    (r"(?m)^  bind \*:(\d+)$", r"  bind 127.0.0.1:\1"),
+)
+
+
+class UnknownConfig(ValueError):
+    """The config does not look like the one this module knows."""
+
+
+def harden(config: str, error_page: Path) -> str:
+    """Ray's config with the gaps closed. Raises ``UnknownConfig`` when an edit does not apply."""
+    if f"timeout http-request {HEADER_TIMEOUT_S}s" in config:
+        return config
+    for pattern, replacement in _EDITS:
+        config, count = re.subn(pattern, replacement, config)
+        if count != 1:
+            raise UnknownConfig(f"expected one match of {pattern!r} in HAProxy's config, found {count}")
+    config, count = re.subn(r"(?m)^    errorfile (50[234]) \S+$", rf"    errorfile \1 {error_page}", config)
+    if count == 0:
+        raise UnknownConfig("no errorfile lines in HAProxy's config")
+    return config
+
+
+def error_page() -> str:
+    """A whole HTTP response, as HAProxy's ``errorfile`` wants it: our shape, and when to come back."""
+    head = (
+        "HTTP/1.1 503 Service Unavailable",
+        "content-type: application/json",
+        f"content-length: {len(ERROR_BODY)}",
+        "cache-control: no-store",
+        "retry-after: 1",
+        "connection: close",
+    )
+    return "\r\n".join(head) + "\r\n\r\n" + ERROR_BODY
+
+
+def main(binary: str, arguments: list[str]) -> None:
+    if "-f" in arguments:
+        path = Path(arguments[arguments.index("-f") + 1])
+        page = path.with_name("unavailable.http")
+        page.write_text(error_page(), newline="")
+        path.write_text(harden(path.read_text(), page))
+    os.execv(binary, [binary, *arguments])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2:])

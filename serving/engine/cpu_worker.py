@@ -1,0 +1,47 @@
+"""vLLM's CPU worker, with a fault removed that lets any client kill the engine.
+
+A prompt that is prefilled in chunks is "sampled" after every chunk, and the result of all but the last is thrown away. For a
+seeded request vLLM 0.29 then winds the generator back with ``set_offset``, which only CUDA generators have
+(``v1/worker/gpu_model_runner.py:3785``): the worker raises and the engine dies. Here a row whose sample will be thrown away
+does not draw from its generator in the first place, so there is nothing to wind back, and the same seed gives the same text
+however the prompt was cut.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+from vllm.v1.worker.cpu_worker import CPUWorker
+
+
+class SeededCpuModelRunner(CPUModelRunner):
+    """Keeps generators away from rows whose sample is discarded."""
+
+    def _sample(self, *args: Any, **kwargs: Any) -> Any:
+        with self._without_discarded_generators():
+            return super()._sample(*args, **kwargs)
+
+    def _bookkeeping_sync(self, *args: Any, **kwargs: Any) -> Any:
+        with self._without_discarded_generators():
+            return super()._bookkeeping_sync(*args, **kwargs)
+
+    @contextmanager
+    def _without_discarded_generators(self) -> Iterator[None]:
+        generators = self.input_batch.generators
+        discarded = self.discard_request_mask.np[: self.input_batch.num_reqs]
+        held = {index: generators.pop(index) for index in list(generators) if discarded[index]}
+        try:
+            yield
+        finally:
+            generators.update(held)
+
+
+class SeededCpuWorker(CPUWorker):
+    """``CPUWorker`` with ``SeededCpuModelRunner``."""
+
+    def init_device(self) -> None:
+        super().init_device()
+        # vLLM has no seam for the runner's class; a subclass that adds no state can be given to the instance it made.
+        assert type(self.model_runner) is CPUModelRunner, type(self.model_runner)
+        self.model_runner.__class__ = SeededCpuModelRunner

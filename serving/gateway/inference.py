@@ -1,0 +1,126 @@
+"""The way of an inference request: read, check, choose a replica, relay the answer."""
+
+import asyncio
+import logging
+import random
+import time
+
+from serving.config import Config
+from serving.errors import EngineUnavailable, Overloaded, ReplicaLost
+from serving.gateway.auth import Authenticator, Identity
+from serving.gateway.body import Headers, check_media, read_body
+from serving.gateway.catalog import Catalog
+from serving.gateway.exchange import Exchange
+from serving.gateway.json_body import parse, serialise
+from serving.gateway.endpoint import Endpoint
+from serving.gateway.relay import Relay, Timing
+from serving.gateway.validate import RequestContext, ValidRequest, validate
+from serving.protocol.asgi import Receive, Send
+from serving.protocol.frames import OpenHead
+from serving.router.directory import Directory
+from serving.router.link import ReplicaStream
+from serving.router.policy import choose
+from serving.telemetry import metrics
+
+logger = logging.getLogger("ballast.gateway")
+
+TICK_S = 0.5
+RETRY_AFTER_S = 1.0
+
+
+class Inference:
+    """Serves the POST endpoints. One per gateway process, on its event loop."""
+
+    def __init__(self, config: Config, catalog: Catalog, directory: Directory, authenticator: Authenticator) -> None:
+        self._limits = config.limits
+        self._catalog = catalog
+        self._directory = directory
+        self._authenticator = authenticator
+        self._rng = random.Random()
+        self._relays: set[Relay] = set()
+        self._num_in_flight = 0
+        self._timing = Timing(
+            keep_alive_s=config.server.keep_alive_s,
+            first_byte_timeout_s=config.limits.first_byte_timeout_s,
+            inter_chunk_timeout_s=config.limits.inter_chunk_timeout_s,
+            slow_reader_timeout_s=config.limits.slow_reader_timeout_s,
+            max_request_s=config.limits.max_request_s,
+        )
+
+    async def serve(
+        self, exchange: Exchange, endpoint: Endpoint, identity: Identity, headers: Headers, receive: Receive, send: Send
+    ) -> None:
+        """Raises ApiError while nothing has been sent."""
+        if self._num_in_flight >= self._limits.max_concurrent_requests:
+            raise Overloaded("this server has as many requests in flight as it takes", retry_after_s=RETRY_AFTER_S)
+        self._num_in_flight += 1
+        try:
+            check_media(headers, self._limits.max_body_bytes)
+            body = await read_body(receive, self._limits.max_body_bytes, self._limits.body_timeout_s)
+            request = self._check(exchange, endpoint, identity, body)
+            exchange.accepted_s = time.monotonic()
+            stream = await self._open_stream(exchange, endpoint, request)
+            exchange.sent_s = time.monotonic()
+            await self._relay(Relay(exchange, stream, send, self._timing), receive)
+        finally:
+            self._num_in_flight -= 1
+
+    def tick(self, now_s: float) -> None:
+        """Call about twice a second."""
+        for relay in list(self._relays):
+            relay.tick(now_s)
+
+    def _check(self, exchange: Exchange, endpoint: Endpoint, identity: Identity, body: bytes) -> ValidRequest:
+        """What may go to the engine. Raises ApiError subclasses for everything that may not."""
+        fields = parse(body, self._limits)
+        name = fields.get("model")
+        model = self._catalog.find(name, identity) if isinstance(name, str) else None
+        context = RequestContext(
+            max_model_len=self._catalog.max_model_len(model) if model else None,
+            cache_salt=self._authenticator.cache_salt(identity),
+            request_id=exchange.request_id,
+            chat_template_kwargs=frozenset(model.chat_template_kwargs if model else ()),
+        )
+        request = validate(endpoint, fields, self._limits, context)
+        assert model is not None, "validate() refuses a request without a model name"
+        exchange.model = model.name
+        exchange.is_stream = request.stream
+        return request
+
+    async def _open_stream(self, exchange: Exchange, endpoint: Endpoint, request: ValidRequest) -> ReplicaStream:
+        """A stream on the replica of choice; waits for one to become ready up to ``limits.queue_timeout_s``."""
+        body = serialise(request.body)
+        head: OpenHead = {
+            "method": "POST",
+            "path": endpoint.value,
+            "request_id": exchange.request_id,
+            "model": request.model,
+        }
+        deadline_s = time.monotonic() + self._limits.queue_timeout_s
+        while True:
+            replica = choose(self._directory.replicas(exchange.model), self._rng)
+            if replica is not None:
+                address = replica.address
+                exchange.pool, exchange.replica, exchange.version = address.pool, address.replica, address.version
+                try:
+                    return replica.link.open(head, body, self._limits.stream_buffer_bytes)
+                except ReplicaLost:
+                    logger.info("request %s: replica %s went away, choosing again", exchange.request_id, address.replica)
+                    continue
+            if not await self._directory.changed(deadline_s - time.monotonic()):
+                raise EngineUnavailable(f"no replica of '{exchange.model}' is ready", retry_after_s=RETRY_AFTER_S)
+
+    async def _relay(self, relay: Relay, receive: Receive) -> None:
+        watcher = asyncio.create_task(_watch_disconnect(receive, relay))
+        self._relays.add(relay)
+        try:
+            await relay.run()
+        finally:
+            self._relays.discard(relay)
+            watcher.cancel()
+
+
+async def _watch_disconnect(receive: Receive, relay: Relay) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    relay.client_gone()

@@ -1,0 +1,55 @@
+"""The end of every request: its metrics and its one log line."""
+
+import logging
+
+from serving.gateway.exchange import Exchange
+from serving.telemetry import metrics
+
+logger = logging.getLogger("ballast.request")
+
+
+def record(exchange: Exchange, now_s: float) -> None:
+    """Count a finished request. Never raises for anything a client can cause."""
+    model, pool, usage = exchange.model, exchange.pool, exchange.usage
+    metrics.REQUESTS.labels(model, pool, exchange.route, exchange.code).inc()
+    if exchange.accepted_s is not None:
+        metrics.OVERHEAD.labels(exchange.route).observe(exchange.accepted_s - exchange.arrived_s)
+    if exchange.sent_s is not None and exchange.accepted_s is not None:
+        metrics.QUEUE.labels(model).observe(exchange.sent_s - exchange.accepted_s)
+    if pool:
+        for direction, tokens in _tokens(exchange):
+            if tokens:
+                metrics.TOKENS.labels(model, pool, direction).inc(tokens)
+        if exchange.first_byte_s is not None:
+            metrics.TTFT.labels(model, pool).observe(exchange.first_byte_s - exchange.arrived_s)
+            metrics.E2E.labels(model, pool).observe(now_s - exchange.arrived_s)
+        if exchange.is_stream:
+            exchange.gaps.flush(model, pool)
+    logger.info(
+        "request",
+        extra={
+            "request_id": exchange.request_id,
+            "client_request_id": exchange.client_request_id,
+            "key": exchange.key_id,
+            "method": exchange.method,
+            "route": exchange.route,
+            "status": int(exchange.code),
+            "error": exchange.error_code,
+            "model": model,
+            "pool": pool,
+            "replica": exchange.replica,
+            "stream": exchange.is_stream,
+            "ttft_ms": _ms(exchange.first_byte_s, exchange.arrived_s),
+            "duration_ms": _ms(now_s, exchange.arrived_s),
+            **usage,
+        },
+    )
+
+
+def _tokens(exchange: Exchange) -> list[tuple[str, int]]:
+    usage = exchange.usage
+    return [("prompt", usage["prompt_tokens"]), ("cached", usage["cached_tokens"]), ("output", usage["output_tokens"])]
+
+
+def _ms(end_s: float | None, start_s: float) -> float | None:
+    return None if end_s is None else round((end_s - start_s) * 1000, 2)

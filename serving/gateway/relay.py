@@ -1,0 +1,211 @@
+"""An answer on its way from a replica to a client: bytes that need no change are passed on unread.
+
+What is read: the status line, an error answer (a few hundred bytes, put into our shape), nothing else. Tokens are counted where
+they are made and arrive with the stream's end.
+"""
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass
+
+import orjson
+
+from serving.protocol.asgi import Send
+from serving.errors import (
+    ApiError,
+    BadRequest,
+    BallastError,
+    ContextLengthExceeded,
+    EngineUnavailable,
+    InternalError,
+    ModelNotFound,
+    ReplicaLost,
+    UpstreamTimeout,
+)
+from serving.gateway.exchange import Exchange
+from serving.protocol import sse
+from serving.protocol.frames import ResponseHead
+from serving.protocol.openai import error_event
+from serving.router.link import ReplicaStream, StreamFailed
+from serving.telemetry import metrics
+
+logger = logging.getLogger("ballast.gateway")
+
+RETRY_AFTER_LOST_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How long a relay waits for what, in seconds."""
+
+    keep_alive_s: float
+    first_byte_timeout_s: float
+    inter_chunk_timeout_s: float
+    slow_reader_timeout_s: float
+    max_request_s: float
+
+
+class ClientGone(BallastError):
+    """The client closed its connection; nobody reads the answer."""
+
+
+class Relay:
+    """Carries one stream. ``run`` does the carrying; ``tick`` is called about twice a second for what depends on time."""
+
+    def __init__(self, exchange: Exchange, stream: ReplicaStream, send: Send, timing: Timing) -> None:
+        self._exchange = exchange
+        self._stream = stream
+        self._send = send
+        self._timing = timing
+        self._task = asyncio.current_task()
+        self._content_type = b""
+        self._idle_since_s = self._kept_alive_s = time.monotonic()
+        self._blocked_since_s: float | None = None
+        self._keep_alive_task: asyncio.Task[None] | None = None
+
+    async def run(self) -> None:
+        """Relay until the answer ends. Raises ``ApiError`` only while nothing has been sent."""
+        try:
+            head = await self._stream.head()
+            self._content_type = head["content_type"].encode("latin-1", "replace")
+            if head["status"] != 200:
+                raise await self._upstream_error(head)
+            if head["content_type"].startswith("text/event-stream"):
+                await self._relay_events()
+            else:
+                await self._relay_whole()
+        except ClientGone:
+            self._exchange.is_client_gone = True
+        except (ReplicaLost, StreamFailed, ApiError) as error:
+            await self._end_with(as_api_error(error, self._exchange))
+        finally:
+            self._stream.cancel()
+            self._exchange.usage = self._stream.usage
+
+    async def _relay_events(self) -> None:
+        exchange, read, send, gaps = self._exchange, self._stream.read, self._send, self._exchange.gaps
+        monotonic = time.monotonic
+        while body := await read():
+            now_s = monotonic()
+            if exchange.first_byte_s is None:
+                exchange.first_byte_s = now_s
+                await self._start()
+            else:
+                gaps.add(now_s - self._idle_since_s)
+            self._idle_since_s = self._blocked_since_s = now_s
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+            self._blocked_since_s = None
+        await self._start()
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _relay_whole(self) -> None:
+        body = await self._read_all()
+        self._exchange.first_byte_s = time.monotonic()
+        await self._start(len(body))
+        await self._send({"type": "http.response.body", "body": body, "more_body": False})
+
+    async def _read_all(self) -> bytes:
+        parts = []
+        while part := await self._stream.read():
+            self._idle_since_s = time.monotonic()
+            parts.append(part)
+        return b"".join(parts)
+
+    async def _start(self, length: int | None = None) -> None:
+        exchange = self._exchange
+        if exchange.is_response_started:
+            return
+        exchange.is_response_started = True
+        exchange.status = 200
+        headers = [
+            (b"content-type", self._content_type),
+            (b"x-request-id", exchange.request_id.encode()),
+            (b"x-ballast-pool", exchange.pool.encode()),
+            (b"x-ballast-model-version", exchange.version.encode()),
+            (b"openai-processing-ms", str(round((time.monotonic() - exchange.arrived_s) * 1000)).encode()),
+        ]
+        headers.append((b"cache-control", b"no-store") if length is None else (b"content-length", str(length).encode()))
+        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+
+    async def _end_with(self, error: ApiError) -> None:
+        """An error frame when the answer has begun, else the error itself for the caller to answer with."""
+        exchange = self._exchange
+        if not exchange.is_response_started:
+            raise error
+        exchange.error_code = error.code
+        metrics.STREAMS_BROKEN.labels(exchange.model, exchange.pool).inc()
+        await self._send_last(error_event(error, exchange.dialect))
+
+    async def _send_last(self, body: bytes) -> None:
+        await self._send({"type": "http.response.body", "body": body, "more_body": False})
+
+    async def _upstream_error(self, head: ResponseHead) -> ApiError:
+        return translate_error(head["status"], await self._read_all(), self._exchange)
+
+    def client_gone(self) -> None:
+        self._stream.on_error(ClientGone("the client closed its connection"))
+
+    def tick(self, now_s: float) -> None:
+        """Time passes: keep the client's connection alive, and give up on a silent replica or a client that does not read."""
+        timing, exchange = self._timing, self._exchange
+        if self._blocked_since_s is not None:
+            if now_s - self._blocked_since_s > timing.slow_reader_timeout_s and self._task is not None:
+                exchange.error_code = "slow_reader"
+                self._task.cancel()
+            return
+        if now_s - exchange.arrived_s > timing.max_request_s:
+            self._stream.on_error(UpstreamTimeout(f"the answer took longer than {timing.max_request_s:g} s"))
+            return
+        limit_s = timing.first_byte_timeout_s if exchange.first_byte_s is None else timing.inter_chunk_timeout_s
+        if now_s - self._idle_since_s > limit_s:
+            self._stream.on_error(UpstreamTimeout(f"the model sent nothing for {limit_s:g} s"))
+        elif self._is_event_stream and now_s - max(self._kept_alive_s, self._idle_since_s) >= timing.keep_alive_s:
+            self._kept_alive_s = now_s
+            self._keep_alive_task = asyncio.create_task(self._keep_alive())
+
+    @property
+    def _is_event_stream(self) -> bool:
+        return self._content_type.startswith(b"text/event-stream")
+
+    async def _keep_alive(self) -> None:
+        await self._start()
+        await self._send({"type": "http.response.body", "body": sse.KEEP_ALIVE, "more_body": True})
+
+
+def as_api_error(error: Exception, exchange: Exchange) -> ApiError:
+    """What a client is told when its stream broke; the reason stays in our log."""
+    if isinstance(error, ApiError):
+        return error
+    logger.warning("request %s broke: %s", exchange.request_id, error, extra={"replica": exchange.replica})
+    if isinstance(error, StreamFailed) and not error.failure["engine_dead"]:
+        return InternalError(error.failure["message"])
+    return EngineUnavailable(
+        "the replica that served this request is gone; the answer is incomplete", retry_after_s=RETRY_AFTER_LOST_S
+    )
+
+
+def translate_error(status: int, body: bytes, exchange: Exchange) -> ApiError:
+    """vLLM's error answer as ours. Its messages about the request are for the client; those about itself are not."""
+    message, param = _message_of(body)
+    if status == 404:
+        return ModelNotFound(message)
+    if 400 <= status < 500:
+        if "maximum context length" in message:
+            return ContextLengthExceeded(message, param=param)
+        return BadRequest(message, param=param)
+    logger.error("request %s: the engine answered %d: %s", exchange.request_id, status, message)
+    if status == 503:
+        return EngineUnavailable("the engine cannot take requests now", retry_after_s=RETRY_AFTER_LOST_S)
+    return InternalError("the engine failed while serving this request")
+
+
+def _message_of(body: bytes) -> tuple[str, str | None]:
+    try:
+        parsed = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return body.decode("utf-8", "replace")[:500], None
+    error = parsed.get("error", parsed) if isinstance(parsed, dict) else parsed
+    if isinstance(error, dict):
+        return str(error.get("message", error.get("detail", error))), error.get("param")
+    return str(error), None

@@ -1,0 +1,50 @@
+"""A request before and after its check."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from serving.gateway.endpoint import Endpoint
+
+if TYPE_CHECKING:
+    from serving.config.limits import Limits
+
+
+@dataclass(frozen=True, slots=True)
+class RequestContext:
+    """What the gateway knows of a request beside its body. ``max_model_len`` in tokens; None: not known yet."""
+
+    max_model_len: int | None
+    cache_salt: str
+    request_id: str
+    chat_template_kwargs: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class ValidRequest:
+    """A request that may go to an engine.
+
+    ``body`` is the client's with our values over it, ready to be written; ``model`` is the name as asked. ``wants_usage``: the
+    client asked for the usage chunk of a stream (the engine is always asked for it). ``num_choices`` counts all answers, of all
+    prompts; ``max_output_tokens`` bounds each of them, None where only the context does. ``is_continuable``: if the replica dies,
+    another can go on from the tokens so far, and the client could not tell. ``ignored``: fields that were dropped.
+    """
+
+    endpoint: Endpoint
+    model: str
+    stream: bool
+    wants_usage: bool
+    body: dict[str, object]
+    max_output_tokens: int | None
+    num_choices: int
+    is_continuable: bool
+    ignored: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class Draft:
+    """A request while it is checked: ``asked`` as it came, ``sent`` as it will go on."""
+
+    asked: dict[str, object]
+    sent: dict[str, object]
+    limits: "Limits"
+    context: RequestContext

@@ -1,0 +1,101 @@
+"""The check of a request: a pure function from what a client sent to what the engine may get."""
+
+import difflib
+from typing import TYPE_CHECKING, cast
+
+from serving.gateway import refusal
+from serving.gateway.checks_prompt import num_prompts
+from serving.gateway.endpoint import Endpoint
+from serving.gateway.parameters import FORMS, HINTS, Action
+from serving.gateway.request import Draft, RequestContext, ValidRequest
+
+if TYPE_CHECKING:
+    from serving.config.limits import Limits
+
+__all__ = ["RequestContext", "ValidRequest", "validate"]
+
+_MAX_NAME_CHARS = 64
+_OUTPUT_FIELDS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+_CONTINUABLE = (Endpoint.CHAT, Endpoint.COMPLETIONS)
+_NOT_CONTINUABLE = (
+    # What another replica could not go on with unnoticed: state of the decoding that its tokens do not show, or counts from
+    # the start of the answer.
+    "logprobs", "tools", "response_format", "structured_outputs", "echo", "min_tokens", "thinking_token_budget",
+    "frequency_penalty", "presence_penalty", "repetition_penalty", "repetition_detection", "return_token_ids",
+    "return_tokens_as_token_ids", "truncate_prompt_tokens",
+)  # fmt: skip
+_OURS = {
+    endpoint: tuple((name, row.ours) for name, row in form.parameters.items() if row.ours is not None)
+    for endpoint, form in FORMS.items()
+}
+_REQUIRED = {
+    endpoint: tuple(name for name, row in form.parameters.items() if row.is_required) for endpoint, form in FORMS.items()
+}
+
+
+def validate(endpoint: Endpoint, body: dict[str, object], limits: "Limits", context: RequestContext) -> ValidRequest:
+    """Check ``body`` against the parameter table. Raises BadRequest (and ContextLengthExceeded), which name the field.
+
+    ``body`` is not changed; what goes on may share parts with it.
+    """
+    form = FORMS[endpoint]
+    sent: dict[str, object] = {}
+    ignored: list[str] = []
+    for name, value in body.items():
+        parameter = form.parameters.get(name)
+        if parameter is None:
+            raise refusal.unknown(name[:_MAX_NAME_CHARS], _hint(endpoint, name))
+        if value is None:
+            continue
+        value = parameter.check(value, name, limits)
+        if parameter.is_sent:
+            sent[name] = value
+        elif parameter.action is Action.IGNORED:
+            ignored.append(name)
+    for name in _REQUIRED[endpoint]:
+        if name not in sent:
+            raise refusal.missing(name)
+    draft = Draft(body, sent, limits, context)
+    for rule in form.rules:
+        rule(draft)
+    for name, ours in _OURS[endpoint]:
+        sent[name] = ours(context)
+    return _request(endpoint, draft, tuple(ignored))
+
+
+def _request(endpoint: Endpoint, draft: Draft, ignored: tuple[str, ...]) -> ValidRequest:
+    sent, asked = draft.sent, draft.asked
+    stream = sent.get("stream") is True
+    options = asked.get("stream_options")
+    num_choices = cast(int, sent.get("n", 1)) * num_prompts(sent.get("prompt", ""))
+    return ValidRequest(
+        endpoint=endpoint,
+        model=cast(str, sent["model"]),
+        stream=stream,
+        wants_usage=not stream or (type(options) is dict and options.get("include_usage") is True),
+        body=sent,
+        max_output_tokens=_max_output_tokens(draft),
+        num_choices=num_choices,
+        is_continuable=endpoint in _CONTINUABLE and num_choices == 1 and _is_continuable(sent),
+        ignored=ignored,
+    )
+
+
+def _max_output_tokens(draft: Draft) -> int | None:
+    for name in _OUTPUT_FIELDS:
+        if name in draft.sent:
+            return cast(int, draft.sent[name])
+    return draft.limits.max_output_tokens
+
+
+def _is_continuable(sent: dict[str, object]) -> bool:
+    is_repeatable = "seed" not in sent or sent.get("temperature") == 0
+    return is_repeatable and not any(sent.get(name) for name in _NOT_CONTINUABLE)
+
+
+def _hint(endpoint: Endpoint, name: str) -> str:
+    """What was probably meant; the nearest name among this endpoint's, if one is near."""
+    if name in HINTS:
+        return f" Instead, {HINTS[name]}."
+    near = difflib.get_close_matches(name[:_MAX_NAME_CHARS], FORMS[endpoint].parameters, n=1, cutoff=0.75)
+    return f" Did you mean '{near[0]}'?" if near else ""

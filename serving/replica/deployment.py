@@ -1,0 +1,93 @@
+"""The Ray Serve deployment of a pool: each replica owns one engine and serves it privately to the gateways."""
+
+import asyncio
+import logging
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from ray import serve
+
+from serving.engine.base import Engine
+from serving.replica.options import ReplicaOptions
+from serving.replica.server import ReplicaServer
+from serving.protocol.membership import ReplicaAddress
+from serving.telemetry.logs import configure_logs
+
+logger = logging.getLogger("ballast.replica")
+
+WATCH_INTERVAL_S = 0.1
+#: A dead engine's streams get this long to be told; then the process ends, and Ray Serve starts another.
+DEATH_GRACE_S = 0.5
+
+
+class PoolReplica:
+    """One replica of a pool. Ray Serve constructs it, asks for its address, checks its health and stops it."""
+
+    async def __init__(self, options: ReplicaOptions) -> None:
+        configure_logs()
+        self._options = options
+        self._name = serve.get_replica_context().replica_id.unique_id
+        self._engine = build_engine(options)
+        self._is_stopping = False
+        await self._engine.start()
+        self._server = ReplicaServer(self._engine, self._name, options.secret)
+        self._address = await self._listen()
+        self._watch = asyncio.create_task(self._die_with_engine())
+        logger.info("replica %s of %s/%s is ready", self._name, options.model, options.pool)
+
+    async def _listen(self) -> str:
+        if self._options.listen_host is not None:
+            port = await self._server.listen_tcp(self._options.listen_host)
+            return f"tcp:{self._options.listen_host}:{port}"
+        path = Path(self._options.runtime_dir) / f"{self._name}.sock"
+        await self._server.listen_unix(path)
+        return f"unix:{path}"
+
+    def record_replica_metadata(self) -> dict[str, object]:
+        """Told to every gateway by Ray Serve's long poll, once, when this replica becomes ready."""
+        options = self._options
+        address = ReplicaAddress(
+            replica=self._name,
+            model=options.model,
+            pool=options.pool,
+            address=self._address,
+            version=options.version,
+            max_model_len=self._engine.max_model_len,
+        )
+        return asdict(address)
+
+    def check_health(self) -> None:
+        if self._engine.dead:
+            raise RuntimeError("the engine is dead")
+
+    async def __del__(self) -> None:
+        """Ray Serve's way to stop a replica: finish or fail the open streams, then release the engine."""
+        self._is_stopping = True
+        server = getattr(self, "_server", None)
+        if server is not None:
+            await server.drain(self._options.drain_s)
+            await server.close()
+        await self._engine.stop()
+
+    async def _die_with_engine(self) -> None:
+        while not self._engine.dead or self._is_stopping:
+            await asyncio.sleep(WATCH_INTERVAL_S)
+        logger.error("the engine of replica %s died; the replica ends with it", self._name)
+        await self._server.drain(DEATH_GRACE_S)
+        await self._server.close()
+        await self._engine.stop()
+        sys.stderr.flush()
+        os._exit(1)
+
+
+def build_engine(options: ReplicaOptions) -> Engine:
+    """The engine that ``options`` ask for; vLLM is imported only here, only when wanted."""
+    if options.engine == "scripted":
+        from serving.engine.scripted import Script, ScriptedEngine
+
+        return ScriptedEngine(Script(**options.engine_args))
+    from serving.engine.vllm_engine import VllmEngine, VllmOptions
+
+    return VllmEngine(VllmOptions(options.source, options.served_names, options.engine_args))

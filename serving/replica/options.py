@@ -1,0 +1,35 @@
+"""What one replica is started with: plain frozen values, so that they pickle and a change of any of them is a new version."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaOptions:
+    """A pool's replicas are all started with the same options.
+
+    Args:
+        model: the model's name; ``served_names`` is that name and its aliases.
+        pool: the pool's name.
+        source: a local folder or a Hub id.
+        engine: ``vllm`` or ``scripted``.
+        engine_args: arguments for that engine (``VllmOptions.args``, or fields of ``Script``).
+        runtime_dir: folder for Unix sockets, owner-only.
+        secret: the cluster's shared secret.
+        drain_s: seconds that open streams get to finish when the replica stops.
+        version: short hash of everything above that changes answers; clients see it.
+        listen_host: address for gateways on other nodes; None when all run on one.
+    """
+
+    model: str
+    served_names: tuple[str, ...]
+    pool: str
+    source: str
+    engine: str
+    runtime_dir: str
+    secret: bytes
+    drain_s: float
+    version: str
+    engine_args: Mapping[str, Any] = field(default_factory=dict)
+    listen_host: str | None = None

@@ -1,0 +1,348 @@
+"""A replica's private surface: the multiplexed connection that gateways open, and the engine's app called in process behind it.
+
+No HTTP server stands between: a request arrives as one OPEN frame, vLLM's ASGI app is awaited directly, and what it sends becomes
+HEAD and BODY frames. Frames of one event-loop turn leave in one write.
+"""
+
+import asyncio
+import logging
+import secrets
+import socket
+from collections.abc import Callable
+from hmac import compare_digest
+from pathlib import Path
+from typing import cast
+
+import orjson
+
+from serving.engine.base import Engine, RequestContext, current_request
+from serving.protocol.asgi import Message
+from serving.protocol.frames import (
+    PROTOCOL_VERSION,
+    Decoder,
+    FrameError,
+    Kind,
+    Load,
+    OpenHead,
+    decode_open,
+    encode,
+    encode_json,
+    prove,
+)
+
+logger = logging.getLogger("ballast.replica")
+
+#: A connection that has not proved itself by then is closed.
+PROOF_TIMEOUT_S = 5.0
+LOAD_INTERVAL_S = 0.25
+#: Above this much unsent data on a connection its streams wait; the gateway has stopped reading.
+HIGH_WATER_BYTES = 4 * 1024 * 1024
+ENGINE_ERROR_EVENT = b'data: {"error"'
+
+
+class ReplicaServer:
+    """Listens for gateways and serves their requests from ``engine``.
+
+    Args:
+        engine: a started engine.
+        name: this replica's id, told to gateways.
+        secret: the cluster's shared secret; a peer that cannot prove it is closed before it can send a request.
+    """
+
+    def __init__(self, engine: Engine, name: str, secret: bytes) -> None:
+        self.engine = engine
+        self.name = name
+        self.secret = secret
+        self.draining = False
+        self._servers: list[asyncio.Server] = []
+        self._connections: set[_GatewayConnection] = set()
+        self._load_task: asyncio.Task[None] | None = None
+        self._tokens_per_s = 0.0
+
+    async def listen_unix(self, path: Path) -> None:
+        loop = asyncio.get_running_loop()
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        path.unlink(missing_ok=True)
+        listener.bind(str(path))
+        path.chmod(0o600)
+        self._servers.append(await loop.create_unix_server(lambda: _GatewayConnection(self), sock=listener))
+        self._start_reporting()
+
+    async def listen_tcp(self, host: str) -> int:
+        """Listen on a free port of ``host`` for gateways on other nodes; returns the port."""
+        server = await asyncio.get_running_loop().create_server(lambda: _GatewayConnection(self), host, 0)
+        self._servers.append(server)
+        self._start_reporting()
+        return int(server.sockets[0].getsockname()[1])
+
+    @property
+    def num_streams(self) -> int:
+        return sum(len(connection.streams) for connection in self._connections)
+
+    async def drain(self, budget_s: float) -> None:
+        """Tell gateways to send nothing more, wait for open streams up to ``budget_s``, then fail what is left."""
+        self.draining = True
+        self._report_load()
+        deadline = asyncio.get_running_loop().time() + budget_s
+        while self.num_streams and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(0.05)
+        for connection in list(self._connections):
+            connection.fail_all("the replica is shutting down")
+
+    async def close(self) -> None:
+        if self._load_task is not None:
+            self._load_task.cancel()
+        for server in self._servers:
+            server.close()
+        for connection in list(self._connections):
+            connection.close()
+        await asyncio.sleep(0)  # let transports flush what fail_all queued
+
+    def add(self, connection: "_GatewayConnection") -> None:
+        self._connections.add(connection)
+
+    def discard(self, connection: "_GatewayConnection") -> None:
+        self._connections.discard(connection)
+
+    def load(self) -> Load:
+        engine = self.engine.load()
+        return {
+            "running": engine.running,
+            "waiting": engine.waiting,
+            "kv_cache_usage": engine.kv_cache_usage,
+            "tokens_per_s": self._tokens_per_s,
+            "iterations": engine.iterations,
+            "draining": self.draining,
+        }
+
+    def _start_reporting(self) -> None:
+        if self._load_task is None:
+            self._load_task = asyncio.create_task(self._report_forever())
+
+    async def _report_forever(self) -> None:
+        loop = asyncio.get_running_loop()
+        last_tokens, last_s = self.engine.load().generated_tokens, loop.time()
+        while True:
+            await asyncio.sleep(LOAD_INTERVAL_S)
+            tokens, now_s = self.engine.load().generated_tokens, loop.time()
+            self._tokens_per_s = (tokens - last_tokens) / (now_s - last_s)
+            last_tokens, last_s = tokens, now_s
+            self._report_load()
+
+    def _report_load(self) -> None:
+        load = self.load()
+        for connection in self._connections:
+            connection.send_load(load)
+
+
+class _GatewayConnection(asyncio.Protocol):
+    """One gateway's connection: proves the peer, then runs a stream per OPEN frame."""
+
+    def __init__(self, server: ReplicaServer) -> None:
+        self._server = server
+        self._loop = asyncio.get_running_loop()
+        self._decoder = Decoder()
+        self._nonce = secrets.token_hex(16)
+        self._proven = False
+        self._outbox: list[bytes] = []
+        self.writable = asyncio.Event()
+        self.writable.set()
+        self._transport: asyncio.Transport | None = None
+        self._proof_timer: asyncio.TimerHandle | None = None
+        self.streams: dict[int, _Stream] = {}
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
+        self._proof_timer = self._loop.call_later(PROOF_TIMEOUT_S, self._transport.abort)
+        challenge = {"version": PROTOCOL_VERSION, "replica": self._server.name, "nonce": self._nonce}
+        self._transport.write(encode_json(Kind.CHALLENGE, 0, challenge))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._server.discard(self)
+        self._transport = None
+        if self._proof_timer is not None:
+            self._proof_timer.cancel()
+        self.writable.set()
+        for stream in list(self.streams.values()):
+            stream.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for kind, stream_id, payload in self._decoder.feed(data):
+                self._on_frame(kind, stream_id, payload)
+        except (FrameError, orjson.JSONDecodeError) as error:
+            logger.warning("closing a gateway connection: %s", error)
+            self.close()
+
+    def _on_frame(self, kind: int, stream_id: int, payload: bytes) -> None:
+        if not self._proven:
+            self._check_proof(kind, payload)
+        elif kind == Kind.OPEN:
+            head, body = decode_open(payload)
+            if stream_id in self.streams or stream_id == 0:
+                raise FrameError(f"stream {stream_id} is already open")
+            self.streams[stream_id] = _Stream(self, stream_id, head, body)
+        elif stream := self.streams.get(stream_id):
+            if kind == Kind.CANCEL:
+                stream.cancel()
+            elif kind == Kind.PAUSE:
+                stream.may_send.clear()
+            elif kind == Kind.RESUME:
+                stream.may_send.set()
+
+    def _check_proof(self, kind: int, payload: bytes) -> None:
+        if kind != Kind.PROOF or not compare_digest(payload, prove(self._server.secret, self._nonce)):
+            raise FrameError("the peer does not know the cluster's secret")
+        self._proven = True
+        assert self._proof_timer is not None
+        self._proof_timer.cancel()
+        self._server.add(self)
+        self.send(encode(Kind.ACCEPTED, 0))
+        self.send_load(self._server.load())
+
+    @property
+    def engine(self) -> Engine:
+        return self._server.engine
+
+    def send(self, frame: bytes) -> None:
+        """Queue a frame; everything queued in this event-loop turn leaves in one write."""
+        if not self._outbox:
+            self._loop.call_soon(self._flush)
+        self._outbox.append(frame)
+
+    def send_load(self, load: Load) -> None:
+        self.send(encode_json(Kind.LOAD, 0, load))
+
+    def _flush(self) -> None:
+        if self._transport is not None:
+            self._transport.write(b"".join(self._outbox))
+        self._outbox.clear()
+
+    def pause_writing(self) -> None:
+        self.writable.clear()
+
+    def resume_writing(self) -> None:
+        self.writable.set()
+
+    def fail_all(self, message: str) -> None:
+        for stream in list(self.streams.values()):
+            stream.fail(message)
+
+    def close(self) -> None:
+        self._flush()
+        if self._transport is not None:
+            self._transport.close()
+
+
+class _Stream:
+    """One request on its way through the engine's app."""
+
+    def __init__(self, connection: _GatewayConnection, stream_id: int, head: OpenHead, body: bytes) -> None:
+        self._connection = connection
+        self._id = stream_id
+        self._head = head
+        self._body = body
+        self._is_body_read = False
+        self._is_dropped = False
+        self._failure: str | None = None
+        self._disconnected = asyncio.Event()
+        self.may_send = asyncio.Event()
+        self.may_send.set()
+        self._request = RequestContext(model_name=head["model"])
+        self._task = asyncio.create_task(self._run())
+
+    def cancel(self) -> None:
+        """The gateway no longer wants the answer: the app sees a disconnect and aborts the request in the engine."""
+        self._is_dropped = True
+        self._disconnected.set()
+        self.may_send.set()
+
+    def fail(self, message: str) -> None:
+        """End the stream with an error now, and drop the request."""
+        self._failure = self._failure or message
+        self._task.cancel()
+
+    async def _run(self) -> None:
+        current_request.set(self._request)
+        try:
+            await self._connection.engine.app(self._scope(), self._receive, self._send)
+        except asyncio.CancelledError:
+            self._failure = self._failure or "the replica dropped the request"
+        except Exception:  # the engine's app is foreign code: whatever it raises ends this stream and nothing else
+            logger.exception("request %s: the engine's app raised", self._head["request_id"])
+            self._failure = self._failure or "the engine failed while serving this request"
+        finally:
+            self._finish()
+
+    def _finish(self) -> None:
+        """Report what was spent, also to a gateway that has cancelled."""
+        connection, usage = self._connection, self._request.usage
+        connection.streams.pop(self._id, None)
+        if self._failure is None or self._is_dropped:
+            connection.send(encode_json(Kind.END, self._id, usage))
+        else:
+            failure = {"message": self._failure, "engine_dead": connection.engine.dead, "usage": usage}
+            connection.send(encode_json(Kind.FAIL, self._id, failure))
+
+    def _scope(self) -> dict[str, object]:
+        path = self._head["path"]
+        return {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.4"},
+            "http_version": "1.1",
+            "method": self._head["method"],
+            "scheme": "http",
+            "path": path,
+            "raw_path": path.encode(),
+            "root_path": "",
+            "query_string": b"",
+            "headers": [
+                (b"host", b"replica"),
+                (b"content-type", b"application/json"),
+                (b"content-length", str(len(self._body)).encode()),
+                (b"x-request-id", self._head["request_id"].encode()),
+            ],
+            "client": ("gateway", 0),
+            "server": ("replica", 0),
+            "state": {},
+        }
+
+    async def _receive(self) -> Message:
+        if not self._is_body_read:
+            self._is_body_read = True
+            return {"type": "http.request", "body": self._body, "more_body": False}
+        await self._disconnected.wait()
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message: Message) -> None:
+        if self._is_dropped or self._failure is not None:
+            return
+        if message["type"] == "http.response.body":
+            body = message.get("body", b"")
+            if body.startswith(ENGINE_ERROR_EVENT):
+                self._failure = error_event_message(body)
+            elif body:
+                self._connection.send(encode(Kind.BODY, self._id, body))
+            if not self.may_send.is_set():
+                await self.may_send.wait()
+            if not self._connection.writable.is_set():
+                await self._connection.writable.wait()
+        elif message["type"] == "http.response.start":
+            head = {"status": message["status"], "content_type": _content_type(message.get("headers", ()))}
+            self._connection.send(encode_json(Kind.HEAD, self._id, head))
+
+
+def error_event_message(event: bytes) -> str:
+    """The message inside ``data: {"error": {...}}``, vLLM's way to say that a stream broke."""
+    try:
+        return str(orjson.loads(event[len(b"data: ") :].split(b"\n", 1)[0])["error"]["message"])
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return "the engine failed while serving this request"
+
+
+def _content_type(headers: object) -> str:
+    for name, value in headers:  # type: ignore[attr-defined]  # ASGI: iterable of byte pairs
+        if name.lower() == b"content-type":
+            return bytes(value).decode("latin-1")
+    return "application/octet-stream"

@@ -1,0 +1,15 @@
+"""Order of the whole run: quick tests first, so that a plain mistake shows before an engine has started."""
+
+from pathlib import Path
+
+import pytest
+
+_E2E = Path(__file__).parent / "e2e"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark everything under tests/e2e as e2e, and run it last; what loads an engine's libraries comes just before."""
+    for item in items:
+        if item.path.is_relative_to(_E2E):
+            item.add_marker(pytest.mark.e2e)
+    items.sort(key=lambda item: [item.get_closest_marker(name) is not None for name in ("e2e", "engine")])
