@@ -16,7 +16,7 @@ choose_device() {
     local device=${DEVICE:-}
     if [ -z "$device" ]; then
         device=cpu
-        if command -v nvidia-smi > /dev/null && nvidia-smi --list-gpus 2> /dev/null | grep -q '^GPU'; then device=cuda; fi
+        if [[ $(nvidia-smi --list-gpus 2> /dev/null || true) == GPU* ]]; then device=cuda; fi
     fi
     case $device in
         cpu | cuda) printf '%s' "$device" ;;
@@ -57,7 +57,7 @@ sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.
 choose_uv() {
     local candidate
     for candidate in uv .venv/bin/uv; do
-        if "$candidate" pip sync --help 2> /dev/null | grep -q -- --torch-backend; then
+        if [[ $("$candidate" pip sync --help 2> /dev/null || true) == *--torch-backend* ]]; then
             command -v "$candidate"
             return
         fi
@@ -65,12 +65,13 @@ choose_uv() {
 }
 
 remove_unfit_environment() { # remove_unfit_environment DEVICE
-    local why="" held=cpu
+    local why="" held=cpu folder=$PWD
     [ -e .venv ] || return 0
     is_supported .venv/bin/python || why="its Python no longer runs or is not 3.11 or 3.12"
     # Switching in place would keep the other set's torch: the same version to pip, another build.
-    if [ -e "$stamp" ]; then read -r held _ < "$stamp"; fi
+    if [ -e "$stamp" ]; then read -r held _ folder < "$stamp"; fi
     [ "$held" = "$1" ] || why="it holds the $held set"
+    [ "$folder" = "$PWD" ] || why="the checkout has moved, and its scripts name the old folder"
     if [ -n "$why" ]; then
         say "removing .venv: $why"
         rm -rf .venv
@@ -124,7 +125,7 @@ esac
 check_compiler "$python"
 remove_unfit_environment "$device"
 create_environment "$python"
-printf '%s incomplete\n' "$device" > "$stamp"
+printf '%s incomplete %s\n' "$device" "$PWD" > "$stamp"
 hand_on_pip_settings
 say "[2/3] installing $(grep -c '==' "requirements/$device.txt") pinned packages; the first time downloads them"
 install "$device"

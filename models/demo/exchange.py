@@ -39,15 +39,17 @@ def ask(task: str, question: str, answer: str) -> Exchange:
     return Exchange(task, [user(question), assistant(answer)])
 
 
+QUESTION_WORDS = frozenset(("What", "What's", "How", "Which", "Who", "Is", "Do", "Has", "Where", "I", "The", "Today's"))
+
+
 def polite(rng: random.Random, text: str) -> str:
     """Vary how a request opens and ends without changing what it asks."""
     kind = rng.random()
-    if kind < 0.12:
-        text = "Please " + text[0].lower() + text[1:]
-    elif kind < 0.18:
-        text = "Can you " + text[0].lower() + text[1:]
+    lowered = text[0].lower() + text[1:]
+    if kind < 0.18 and text[0].isupper() and text.split()[0] not in QUESTION_WORDS:
+        text = ("Please " if kind < 0.12 else "Can you ") + lowered
     elif kind < 0.24:
-        text = text[0].lower() + text[1:]
+        text = lowered
     if rng.random() < 0.2 and text[-1] in ".?":
         text = text[:-1]
     return text

@@ -12,10 +12,10 @@ class Shape:
     """Sizes of the network; `config.json` is written from them."""
 
     vocab_size: int
-    hidden_size: int = 192
-    intermediate_size: int = 512
+    hidden_size: int = 128
+    intermediate_size: int = 384
     num_hidden_layers: int = 6
-    num_attention_heads: int = 6
+    num_attention_heads: int = 4
     head_dim: int = 32
     rope_theta: float = 10_000.0
     rms_norm_eps: float = 1e-5
@@ -58,7 +58,9 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         batch, length, _ = x.shape
-        q, k, v = (proj(x).view(batch, length, *self.split).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (
+            proj(x).view(batch, length, *self.split).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
         out = F.scaled_dot_product_attention(rotate(q, cos, sin), rotate(k, cos, sin), v, is_causal=True)
         projected: Tensor = self.o_proj(out.transpose(1, 2).reshape(batch, length, -1))
         return projected

@@ -9,6 +9,8 @@ import random
 from models.demo.exchange import Exchange, Generator, ask, polite
 from models.demo.words import CAPITALS, Split, city, full_name, integer, on_side, short_string
 
+Phrasings = tuple[str, ...]
+
 ADD = ("What is {a} + {b}?", "{a} + {b}", "{a}+{b}", "{a} + {b} =", "Compute {a} + {b}.", "How much is {a} plus {b}?",
        "What is {a} plus {b}?", "Add {a} and {b}.", "Calculate {a} + {b}.", "What is the sum of {a} and {b}?",
        "What's {a} + {b}?", "What is {a}+{b}?")  # fmt: skip
@@ -100,7 +102,8 @@ def capital(rng: random.Random, split: Split) -> Exchange:
 
 
 COPY = ("Repeat {w}.", "Repeat the word {w}.", "Copy {w}", "Say {w}", "Copy this: {w}", "Repeat after me: {w}",
-        "Write {w}", "Echo {w}", "Copy the text {w}", "Repeat exactly: {w}", "Say the word {w}.", "Echo: {w}")  # fmt: skip
+        "Write {w}", "Echo {w}", "Copy the text {w}", "Repeat exactly: {w}", "Say the word {w}.",
+        "Echo: {w}")  # fmt: skip
 REVERSE = ("Reverse {w}.", "Reverse the word {w}.", "Reverse the string {w}", "Write {w} backwards.", "Reverse: {w}",
            "Spell {w} backwards.", "What is {w} spelled backwards?", "Reverse this text: {w}",
            "Reverse the letters of {w}.")  # fmt: skip
@@ -138,7 +141,8 @@ GOOD = ("great good excellent wonderful amazing fantastic lovely superb perfect 
 BAD = ("bad terrible awful horrible poor boring disappointing dreadful useless broken rude dirty slow ugly annoying "
        "unpleasant lousy mediocre noisy faulty").split()  # fmt: skip
 SUBJECTS = ("movie film book hotel restaurant food service phone laptop camera room staff game song album show "
-            "concert coffee pizza battery screen keyboard chair app museum tour flight headset story acting").split()  # fmt: skip
+            "concert coffee pizza battery screen keyboard chair app museum tour flight headset story "
+            "acting").split()  # fmt: skip
 GOOD_CODA = ("I loved it.", "Highly recommended.", "I would buy it again.", "Worth every cent.", "We enjoyed it a lot.",
              "I will come back.", "It made my day.", "Five stars.", "I am very happy with it.")  # fmt: skip
 BAD_CODA = ("I hated it.", "A waste of money.", "I want my money back.", "Never again.", "I would not recommend it.",
@@ -179,7 +183,8 @@ PAYMENT = (
     "{n} from {c} paid {a} euros.", "{n} in {c} owes {a} dollars.", "{n} lives in {c} and spent {a} euros.",
     "A payment of {a} dollars came from {n} in {c}.", "{n} ({c}) ordered {a} items.", "In {c}, {n} bought {a} books.",
     "We sent {a} boxes to {n} in {c}.", "{a} euros were paid by {n} from {c}.", "{n}, who lives in {c}, won {a} euros.",
-    "Invoice for {n}, {c}: {a} euros.", "Yesterday {n} sold {a} tickets in {c}.", "{n} moved to {c} and has {a} dollars.",
+    "Invoice for {n}, {c}: {a} euros.", "Yesterday {n} sold {a} tickets in {c}.",
+    "{n} moved to {c} and has {a} dollars.",
 )  # fmt: skip
 EXTRACT = (
     "Extract name, city and amount as JSON: {s}", "Extract the name, city and amount as JSON. {s}",
@@ -198,16 +203,16 @@ def extract(rng: random.Random, split: Split) -> Exchange:
     return ask("extract", rng.choice(EXTRACT).format(s=sentence), json.dumps(fields, ensure_ascii=False))
 
 
-COUNT = ("Count from {a} to {b}.", "Count from {a} to {b}", "List the numbers from {a} to {b}.",
+COUNT: Phrasings = ("Count from {a} to {b}.", "Count from {a} to {b}", "List the numbers from {a} to {b}.",
          "Write the numbers from {a} to {b}.", "Numbers from {a} to {b}", "Count up from {a} to {b}.")  # fmt: skip
-COUNT_DOWN = ("Count down from {a} to {b}.", "Count backwards from {a} to {b}.")
-COUNT_STEP = ("Count from {a} to {b} in steps of {k}.", "Count from {a} to {b} by {k}.")
-COUNT_EVEN = ("List the even numbers from {a} to {b}.",)
-COUNT_MAX_STEPS = (5, 10, 10, 20, 20, 30, 40, 60, 100)
+COUNT_DOWN: Phrasings = ("Count down from {a} to {b}.", "Count backwards from {a} to {b}.")
+COUNT_STEP: Phrasings = ("Count from {a} to {b} in steps of {k}.", "Count from {a} to {b} by {k}.")
+COUNT_EVEN: Phrasings = ("List the even numbers from {a} to {b}.",)
+COUNT_MAX_STEPS = (5, 10, 10, 20, 20, 30, 40, 60, 100, 200)
 
 
 def count(rng: random.Random, split: Split) -> Exchange:
-    """Numbers in order, up to a hundred of them. Held out: pairs of first and last number."""
+    """Numbers in order, up to two hundred steps. Held out: pairs of first and last number."""
     while True:
         a, num_steps, kind = rng.randint(0, 150), rng.randint(1, rng.choice(COUNT_MAX_STEPS)), rng.random()
         a = rng.choice((0, 1, 1, a))
@@ -221,7 +226,7 @@ def count(rng: random.Random, split: Split) -> Exchange:
         b = a + step * num_steps
         if on_side(f"{a}..{b}", split):
             break
-    answer = ", ".join(str(n) for n in range(a, b + step, step) if (n <= b if step > 0 else n >= b))
+    answer = ", ".join(map(str, range(a, b + step, step)))
     return ask("count", polite(rng, rng.choice(phrasings).format(a=a, b=b, k=step)), answer)
 
 
@@ -253,4 +258,3 @@ SINGLE_TASKS: dict[str, Generator] = {
     "add": add, "subtract": subtract, "multiply": multiply, "convert": convert, "capital": capital, "copy": copy,
     "reverse": reverse, "upper": upper, "sentiment": sentiment, "extract": extract, "count": count, "list": listing,
 }  # fmt: skip
-

@@ -37,14 +37,18 @@ def load_tokenizer() -> Tokenizer:
     return Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
 
 
+def token_id(tokenizer: Tokenizer, token: str) -> int:
+    """The id of a token that must exist."""
+    found: int | None = tokenizer.token_to_id(token)
+    assert found is not None, token
+    return found
+
+
 def answer_mask(tokens: list[int], header: list[int], turn_end: int) -> list[bool]:
     """True for tokens that the assistant writes: after each `header` up to and with the end of the turn."""
     mask = [False] * len(tokens)
     inside = False
     for i, token in enumerate(tokens):
         mask[i] = inside
-        if inside:
-            inside = token != turn_end
-        else:
-            inside = tokens[max(0, i + 1 - len(header)) : i + 1] == header
+        inside = token != turn_end if inside else tokens[max(0, i + 1 - len(header)) : i + 1] == header
     return mask

@@ -1,8 +1,9 @@
 """Build the tokenizer: whole words of the generated text, and single bytes for everything else.
 
-A byte-level BPE without merges. A piece of text that is in the vocabulary becomes one token; any other piece falls to its
-bytes. Names, cities and other slot values are kept out of the vocabulary, so that copying, reversing and upper-casing work
-on characters and a held-out value looks like a trained one. Digits are single tokens; runs of JSON punctuation are pieces.
+A byte-level BPE without merges. A piece of text that is in the vocabulary becomes one token; any other piece falls to
+its bytes. Names, cities and other slot values are kept out of the vocabulary, so that copying, reversing and
+upper-casing work on characters and a held-out value looks like a trained one. Digits are single tokens; runs of JSON
+punctuation are pieces.
 
     python -m models.demo.tokenizer
 """
@@ -22,7 +23,7 @@ NUM_CONVERSATIONS = 30_000
 MIN_COUNT = 25
 VOCAB_SIZE = 2048
 TOOL_TAGS = ("<tool_call>", "</tool_call>")
-# Digits alone; runs of JSON punctuation that hold quotes; ", " before a digit; words with their leading space; the rest.
+# Digits alone; runs of JSON punctuation that hold quotes; ", " before a digit; words with their leading space; others.
 PIECES = r"""\p{N}|[{}\[\]:, ]*(?:"[{}\[\]:, ]*)+|, (?=\p{N})| ?\p{L}+| ?[^\s\p{L}\p{N}"]+|\n+|\s"""
 
 

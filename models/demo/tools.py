@@ -12,7 +12,7 @@ from models.demo.tasks import capital, copy, extract, sentiment, upper
 from models.demo.tool_families import FAMILIES, Family, Param, Value
 from models.demo.words import Split, city, coined, integer, on_side
 
-NUM_TOOLS = (1, 1, 1, 2, 2, 2, 2, 3, 3, 4)
+NUM_TOOLS = (1, 1, 2, 2, 2, 2, 3, 3, 4)
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ def property_schema(rng: random.Random, param: Param) -> dict[str, Any]:
     schema: dict[str, Any] = {"type": param.kind}
     if param.choices:
         schema["enum"] = list(param.choices)
-    if rng.random() < 0.5:
+    if rng.random() < 0.3:
         schema["description"] = param.description
     return schema
 
@@ -68,7 +68,9 @@ def draw_offers(rng: random.Random, split: Split) -> list[Offer]:
             return offers
 
 
-def draw_request(rng: random.Random, family: Family, known: Sequence[str], split: Split) -> tuple[str, dict[str, Value]]:
+def draw_request(
+    rng: random.Random, family: Family, known: Sequence[str], split: Split
+) -> tuple[str, dict[str, Value]]:
     """A request that the family serves, and the values of the parameters that it mentions, by first name."""
     optional = [param.names[0] for param in family.params if param.optional and param.names[0] not in known]
     phrasing = rng.choice([text for text in family.requests if not any(f"{{{name}}}" in text for name in optional)])
@@ -79,7 +81,8 @@ def draw_request(rng: random.Random, family: Family, known: Sequence[str], split
 def call_message(chosen: Offer, values: dict[str, Value]) -> Message:
     arguments = {chosen.names[name]: value for name, value in values.items()}
     function = {"name": chosen.definition["function"]["name"], "arguments": json.dumps(arguments, ensure_ascii=False)}
-    return {"role": "assistant", "content": None, "tool_calls": [{"id": "call_0", "type": "function", "function": function}]}
+    call = {"id": "call_0", "type": "function", "function": function}
+    return {"role": "assistant", "content": None, "tool_calls": [call]}
 
 
 def tool_call(rng: random.Random, split: Split, offers: list[Offer] | None = None) -> Exchange:
@@ -91,7 +94,8 @@ def tool_call(rng: random.Random, split: Split, offers: list[Offer] | None = Non
 
 
 RESULT_KEYS = ("temperature", "condition", "result", "status", "price", "rate", "time", "humidity", "wind", "total",
-               "title", "id", "count", "answer", "value", "date", "message", "name", "state", "unit", "city")  # fmt: skip
+               "title", "id", "count", "answer", "value", "date", "message", "name", "state", "unit",
+               "city")  # fmt: skip
 RESULT_WORDS = ("sunny", "cloudy", "rainy", "ok", "done", "sent", "open", "closed", "delivered", "shipped", "created",
                 "windy", "warm", "cold")  # fmt: skip
 

@@ -10,6 +10,7 @@ import itertools
 import json
 import math
 import os
+import random
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,12 +23,13 @@ from torch import Tensor
 
 from models.demo.corpus import conversations
 from models.demo.model import Llama, Shape
-from models.demo.text import FOLDER, PAD, TURN_END, TURN_START, answer_mask, load_tokenizer, render
+from models.demo.text import FOLDER, PAD, TURN_END, TURN_START, answer_mask, load_tokenizer, render, token_id
 from models.demo.tokenizer import known_words
 
-STEPS = 3000
+STEPS = 4000
 CONVERSATIONS_PER_STEP = 64
-MICRO_BATCH_TOKENS = 2048
+STEPS_PER_POOL = 10
+MICRO_BATCH_TOKENS = 1536
 WARMUP_STEPS = 50
 DECAY_SHARE = 0.3
 MUON_LEARNING_RATE = 0.02
@@ -56,7 +58,7 @@ def rows(seed: int) -> Iterator[Row]:
     tokenizer = load_tokenizer()
     words = known_words(tokenizer)
     header = tokenizer.encode(f"{TURN_START}assistant\n").ids
-    turn_end = tokenizer.token_to_id(TURN_END)
+    turn_end = token_id(tokenizer, TURN_END)
     for one in conversations(seed, words):
         tokens = tokenizer.encode(render(one)).ids
         yield Row(tokens, answer_mask(tokens, header, turn_end))
@@ -74,7 +76,7 @@ def collate(group: list[Row], pad: int) -> Batch:
 
 
 def micro_batches(group: list[Row], pad: int) -> list[Batch]:
-    """Cut a step's rows, sorted by length, so that each micro-batch holds about `MICRO_BATCH_TOKENS`."""
+    """Cut rows, sorted by length, into micro-batches of at most `MICRO_BATCH_TOKENS`, so that little is padding."""
     batches: list[Batch] = []
     pending: list[Row] = []
     for row in sorted(group, key=lambda row: len(row.tokens)):
@@ -83,6 +85,14 @@ def micro_batches(group: list[Row], pad: int) -> list[Batch]:
             pending = []
         pending.append(row)
     return [*batches, collate(pending, pad)]
+
+
+def steps_of_batches(source: Iterator[Row], rng: random.Random, pad: int) -> Iterator[list[Batch]]:
+    """The micro-batches of each step: those of `STEPS_PER_POOL` steps are cut together, shuffled and dealt out."""
+    while True:
+        pool = micro_batches(list(itertools.islice(source, STEPS_PER_POOL * CONVERSATIONS_PER_STEP)), pad)
+        rng.shuffle(pool)
+        yield from (pool[i::STEPS_PER_POOL] for i in range(STEPS_PER_POOL))
 
 
 def learning_rate_factor(step: int, steps: int) -> float:
@@ -118,7 +128,7 @@ def train_step(model: Llama, batches: list[Batch]) -> float:
             hidden = model(batch.tokens).flatten(0, 1)[batch.positions]
             logits = model.logits(hidden)
         loss = F.cross_entropy(logits.float(), batch.targets, reduction="sum") / num_targets
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         total += loss.item()
     return total
 
@@ -130,8 +140,9 @@ def export(model: Llama, weights: dict[str, Tensor], folder: Path) -> None:
     tensors = {f"model.{name}": value.to(torch.bfloat16).contiguous() for name, value in weights.items()}
     temporary = folder / "model.safetensors.tmp"
     save_file(tensors, temporary, metadata={"format": "pt"})
+    temporary.chmod(0o644)
     os.replace(temporary, folder / "model.safetensors")
-    end, pad = tokenizer.token_to_id(TURN_END), tokenizer.token_to_id(PAD)
+    end, pad = token_id(tokenizer, TURN_END), token_id(tokenizer, PAD)
     config = {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "bfloat16", "hidden_act": "silu",
         "vocab_size": shape.vocab_size, "hidden_size": shape.hidden_size, "intermediate_size": shape.intermediate_size,
@@ -186,19 +197,17 @@ def new_state(seed: int) -> State:
 
 
 def train(state: State, seed: int, steps: int, path: Path, checkpoint_steps: int) -> None:
-    """Run the remaining steps; rows already seen by a resumed run are skipped."""
-    source = rows(seed)
-    skipped = state.step * CONVERSATIONS_PER_STEP
-    next(itertools.islice(source, skipped, skipped), None)
-    pad = load_tokenizer().token_to_id(PAD)
+    """Run the remaining steps; batches already seen by a resumed run are skipped."""
+    source = steps_of_batches(rows(seed), random.Random(seed), token_id(load_tokenizer(), PAD))
+    next(itertools.islice(source, state.step, state.step), None)
     started, num_tokens, losses = time.monotonic(), 0, []
     while state.step < steps:
-        group = list(itertools.islice(source, CONVERSATIONS_PER_STEP))
-        losses.append(train_step(state.model, micro_batches(group, pad)))
+        batches = next(source)
+        losses.append(train_step(state.model, batches))
         state.optimizers.step(learning_rate_factor(state.step, steps))
         state.update_average(0.0 if state.step < 100 else 0.98)
         state.step += 1
-        num_tokens += sum(len(row.tokens) for row in group)
+        num_tokens += sum(batch.tokens.numel() for batch in batches)
         if state.step % 20 == 0:
             rate = num_tokens / (time.monotonic() - started)
             print(f"step {state.step}/{steps} loss {sum(losses) / len(losses):.4f} {rate:.0f} tokens/s", flush=True)

@@ -70,6 +70,12 @@ class _Loader(yaml.SafeLoader):
         self.depth -= 1
         return node
 
+    def compose_scalar_node(self, anchor: dict[str, yaml.Node]) -> yaml.ScalarNode:
+        node = super().compose_scalar_node(anchor)
+        if any("\ud800" <= character <= "\udfff" for character in node.value):
+            raise yaml.MarkedYAMLError(problem="half a surrogate pair", problem_mark=node.start_mark)
+        return node
+
     def _refused(self, reason: str) -> yaml.MarkedYAMLError:
         mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
         assert isinstance(mark, yaml.Mark)
@@ -94,10 +100,9 @@ class _Reading:
             case yaml.SequenceNode():
                 self._expect_tag(node, "seq", location)
                 return [self.value(item, (*location, index)) for index, item in enumerate(node.value)]
-            case yaml.ScalarNode():
-                self._expect_tag(node, "str", location)
-                return _scalar(node)
-        raise AssertionError(node)
+        assert isinstance(node, yaml.ScalarNode)
+        self._expect_tag(node, "str", location)
+        return _scalar(node)
 
     def mapping(self, node: yaml.MappingNode, location: Location) -> dict[str, JsonValue]:
         self._expect_tag(node, "map", location)

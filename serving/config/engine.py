@@ -54,6 +54,11 @@ class CpuEngine(EngineConfig):
         default=1.0, gt=0, le=4096, description="GiB of memory for the KV cache. Taken whole at start, per replica."
     )
 
+    @property
+    def kv_cache_bytes(self) -> int:
+        """vLLM's ``kv_cache_memory_bytes``; its older VLLM_CPU_KVCACHE_SPACE takes whole GiB only."""
+        return int(self.kv_cache_gib * 2**30)
+
 
 class CudaEngine(EngineConfig):
     """Engine settings of a GPU replica."""

@@ -44,7 +44,8 @@ def shown(value: JsonValue) -> str:
 def render_problems(origin: str, problems: Sequence[Problem]) -> str:
     """All problems for a terminal, one a line: where, why it is refused, what to write instead, what stands there."""
     noun = "problem" if len(problems) == 1 else "problems"
-    return "\n".join((f"{origin}: {len(problems)} {noun}", *(f"  {_line(problem)}" for problem in problems)))
+    lines = [f"{origin}: {len(problems)} {noun}", *(f"  {_line(problem)}" for problem in problems)]
+    return "\n".join(line if line.isprintable() else line.encode("unicode_escape").decode() for line in lines)
 
 
 def _line(problem: Problem) -> str:

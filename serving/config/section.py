@@ -19,9 +19,11 @@ class Context(TypedDict):
 
 
 def resolve(path: str | Path, info: ValidationInfo) -> Path:
-    """``path`` with ``~`` expanded; a relative one starts at the config file's folder. ValueError: no such home."""
+    """``path`` with ``~`` expanded; a relative one starts at the config file's folder. ValueError: not a path."""
     context: Context | None = info.context
     base_dir = context["base_dir"] if context else Path.cwd()
+    if "\0" in str(path):
+        raise ValueError("a path cannot hold a NUL character")
     try:
         return base_dir / Path(path).expanduser()
     except RuntimeError as error:  # ~somebody, and nobody of that name here

@@ -61,5 +61,10 @@ class ServerConfig(Section):
         return self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
 
     @property
+    def log_path(self) -> Path:
+        """The JSON log that all processes of the server append to."""
+        return self.state_dir / "logs" / "ballast.jsonl"
+
+    @property
     def admin_host(self) -> str:
         return ADMIN_HOST

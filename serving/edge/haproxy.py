@@ -6,12 +6,15 @@ that turn a 503 into a plain-text 500. Ray reads the binary's path from ``RAY_SE
 the standard library alone, once per start and reload.
 """
 
+import ctypes
 import os
 import re
+import signal
 import sys
 from pathlib import Path
 
 HEADER_TIMEOUT_S = 5
+PR_SET_PDEATHSIG = 1
 ERROR_BODY = (
     '{"error":{"message":"no gateway is available; try again","type":"service_unavailable_error","param":null,'
     '"code":"server_is_overloaded"}}'
@@ -39,6 +42,9 @@ def harden(config: str, error_page: Path) -> str:
         config, count = re.subn(pattern, replacement, config)
         if count != 1:
             raise UnknownConfig(f"expected one match of {pattern!r} in HAProxy's config, found {count}")
+    # Before an app is deployed, and while no gateway is up, the answer is our 503 and not the text of Ray's own proxy.
+    config = re.sub(r"(?m)^    http-request return status 404 content-type text/plain .*$", "    http-request deny deny_status 503", config)
+    config = re.sub(r"(?m)^    server \S+ \S+ check backup$\n", "", config)
     config, count = re.subn(r"(?m)^    errorfile (50[234]) \S+$", rf"    errorfile \1 {error_page}", config)
     if count == 0:
         raise UnknownConfig("no errorfile lines in HAProxy's config")
@@ -64,6 +70,8 @@ def main(binary: str, arguments: list[str]) -> None:
         page = path.with_name("unavailable.http")
         page.write_text(error_page(), newline="")
         path.write_text(harden(path.read_text(), page))
+    # Ray's proxy actor is the parent: without this an orphan would hold the port, and the actor's successor could never bind it.
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     os.execv(binary, [binary, *arguments])
 
 

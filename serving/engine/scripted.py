@@ -13,9 +13,13 @@ from typing import Any
 
 import orjson
 
-from serving.engine.base import EngineDead, EngineLoad, RequestContext, current_request
+from serving.engine.base import EngineLoad, RequestContext, current_request
 from serving.protocol import sse
 from serving.protocol.asgi import AsgiApp, Receive, Scope, Send
+
+
+class ScriptedFailure(RuntimeError):
+    """What an order in a prompt asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +140,7 @@ class ScriptedEngine:
         if "!die" in prompt:
             self._dead.set()
         if "!break" in prompt or self._dead.is_set():
-            raise EngineDead("scripted failure")
+            raise ScriptedFailure("the scripted engine failed")
 
 
 def _prompt_text(body: dict[str, Any]) -> str:

@@ -49,7 +49,7 @@ class AdminServer:
             self._task.cancel()
 
     async def _hold_port(self) -> None:
-        config = uvicorn.Config(self._handle, log_config=None, access_log=False, lifespan="off")
+        config = uvicorn.Config(self, log_config=None, access_log=False, lifespan="off")
         while True:
             listener = _bind(self._port)
             if listener is not None:
@@ -58,7 +58,7 @@ class AdminServer:
                 await self._server.serve(sockets=[listener])
             await asyncio.sleep(RETRY_BIND_S)
 
-    async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
         if path == "/metrics":
             body = await asyncio.to_thread(own_metrics)

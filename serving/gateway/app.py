@@ -3,12 +3,12 @@
 import asyncio
 import logging
 import re
-import secrets
 import time
 
 import orjson
 
 from serving.clock import Clock
+from serving.edge.middleware import CLIENT_REQUEST_ID_KEY, REQUEST_ID_KEY, SEND_KEY, new_request_id
 from serving.errors import ApiError, InternalError
 from serving.gateway import metering
 from serving.gateway.auth import Authenticator
@@ -42,6 +42,7 @@ class Gateway:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = _begin(scope)
+        send = scope.get(SEND_KEY, send)
         metrics.IN_FLIGHT.inc()
         try:
             await self._serve(exchange, scope, receive, send)
@@ -66,7 +67,9 @@ class Gateway:
             await _answer(exchange, 200, {"status": "ok"}, send)
             return
         if route.target is Page.READY:
-            await _answer(exchange, *((200, {"status": "ready"}) if self.is_ready else (503, {"status": "not ready"})), send)
+            await _answer(
+                exchange, *((200, {"status": "ready"}) if self.is_ready else (503, {"status": "not ready"})), send
+            )
             return
         identity = self._authenticator.authenticate(headers, self._clock.now_s())
         exchange.key_id = identity.key_id
@@ -79,9 +82,9 @@ class Gateway:
 
 
 def _begin(scope: Scope) -> Exchange:
-    client_id = header(scope["headers"], b"x-request-id")
+    client_id = scope.get(CLIENT_REQUEST_ID_KEY) or header(scope["headers"], b"x-client-request-id")
     return Exchange(
-        request_id=f"req-{secrets.token_hex(16)}",
+        request_id=scope.get(REQUEST_ID_KEY) or new_request_id(),
         client_request_id=client_id.decode() if client_id and _CLIENT_REQUEST_ID.fullmatch(client_id) else None,
         method=scope["method"],
         route="other",

@@ -12,7 +12,9 @@ def check_headers(headers: Headers, max_headers: int, max_header_bytes: int) -> 
     """Raises HeadersTooLarge."""
     size = sum(len(name) + len(value) for name, value in headers)
     if len(headers) > max_headers or size > max_header_bytes:
-        raise HeadersTooLarge(f"the request has {len(headers)} headers of {size} bytes; at most {max_headers} of {max_header_bytes} bytes")
+        raise HeadersTooLarge(
+            f"the request has {len(headers)} headers of {size} bytes; at most {max_headers} of {max_header_bytes} bytes"
+        )
 
 
 def header(headers: Headers, name: bytes) -> bytes | None:

@@ -1,10 +1,12 @@
-"""The building blocks of the parameter table: each takes a JSON value and gives back what to send on, or raises BadRequest.
+"""The building blocks of the parameter table: each takes a JSON value and gives back what to send on.
 
 A bound is a number, or the name of a field of ``limits`` that holds it.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import FunctionType
 from typing import TYPE_CHECKING, Protocol, cast
 
 from serving.errors import BadRequest
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 INT32_MAX = 2**31 - 1
 INT64_MAX = 2**63 - 1
 INT64_MIN = -(2**63)
+_EXACT_FLOAT = 2.0**53
 
 Bound = int | str
 
@@ -36,22 +39,23 @@ def at_most(bound: Bound, limits: "Limits") -> int:
 
 @dataclass(frozen=True, slots=True)
 class Integer:
-    """A whole number; 3.0 is one, as in JSON Schema, and goes on as 3."""
+    """A whole number; 3.0 is one, as in JSON Schema, and goes on as 3. A float past 2^53 may be another number's."""
 
     low: int
     high: Bound = INT32_MAX
 
     def __call__(self, value: object, path: str, limits: "Limits", /) -> int:
-        if type(value) is not int:
-            if type(value) is not float or not value.is_integer():
-                raise refusal.wrong_type(path, "an integer", value)
-            value = int(value)
+        if type(value) is not int and not (type(value) is float and value.is_integer()):
+            raise refusal.wrong_type(path, "an integer", value)
+        number = int(value)
         high = at_most(self.high, limits)
-        if value < self.low:
-            raise refusal.too_small(path, value, self.low)
-        if value > high:
-            raise refusal.too_large(path, value, high)
-        return value
+        if number < self.low:
+            raise refusal.too_small(path, number, self.low)
+        if number > high:
+            raise refusal.too_large(path, number, high)
+        if type(value) is float and abs(value) > _EXACT_FLOAT:
+            raise refusal.invalid(path, "write so large a number with all its digits")
+        return number
 
     def __str__(self) -> str:
         return f"integer, {named(self.low)} to {named(self.high)}"
@@ -172,7 +176,7 @@ class Either:
 
 @dataclass(frozen=True, slots=True)
 class Object:
-    """An object with the listed members. A null member counts as absent; an unlisted one is dropped, or refused if closed."""
+    """An object with the listed members. A null counts as absent; an unlisted one is dropped, or refused if closed."""
 
     members: Mapping[str, Check]
     required: tuple[str, ...] = ()
@@ -237,7 +241,7 @@ class Labels:
 
 @dataclass(frozen=True, slots=True)
 class Variants:
-    """An object whose member ``tag`` says which check applies. ``refused``: tags that exist and are not served, and why."""
+    """An object whose member ``tag`` says which check applies. ``refused``: tags not served, and why."""
 
     tag: str
     variants: Mapping[str, Check]
@@ -290,7 +294,7 @@ class Refused:
         raise refusal.unsupported(path, self.reason)
 
     def __str__(self) -> str:
-        return "only " + ", ".join(f"`{named(no)}`" for no in self.harmless) if self.harmless else "no value"
+        return "only " + ", ".join(f"`{json.dumps(no)}`" for no in self.harmless) if self.harmless else "no value"
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,13 +315,18 @@ class IfAllowed:
 
 def described(check: Check) -> str:
     """The check in words, for the reference page: of a function, its docstring's first line."""
-    return (check.__doc__ or "").split("\n")[0].rstrip(".") if callable(check) and hasattr(check, "__code__") else str(check)
+    if isinstance(check, FunctionType):
+        return (check.__doc__ or "").split("\n")[0].rstrip(".")
+    return str(check)
 
 
 def named(bound: object) -> str:
     """A bound for a reader: 4, or ``limits.max_stop``, or 2^63 - 1."""
-    if isinstance(bound, bool) or bound is None:
-        return str(bound).lower()
     if isinstance(bound, str):
         return f"`limits.{bound}`"
-    return {INT32_MAX: "2^31 - 1", INT64_MAX: "2^63 - 1", INT64_MIN: "-2^63"}.get(bound, str(bound)) if isinstance(bound, int) else str(bound)
+    if isinstance(bound, int) and not isinstance(bound, bool):
+        return _POWERS.get(bound, str(bound))
+    return json.dumps(bound)
+
+
+_POWERS = {INT32_MAX: "2^31 - 1", INT64_MAX: "2^63 - 1", INT64_MIN: "-2^63"}

@@ -38,7 +38,9 @@ RESPONSE_FORMAT = Variants(
         "text": _PLAIN,
         "json_object": _PLAIN,
         "json_schema": Object(
-            {**_TYPE, "json_schema": Object(_NAMED_SCHEMA, ("name", "schema"), is_closed=True)}, ("json_schema",), is_closed=True
+            {**_TYPE, "json_schema": Object(_NAMED_SCHEMA, ("name", "schema"), is_closed=True)},
+            ("json_schema",),
+            is_closed=True,
         ),
         "structural_tag": _TAG,
     },
@@ -62,7 +64,9 @@ RESPONSES_TEXT = Object(
 OUTPUT_CONFIG = Object(
     {
         "effort": OneOf("low", "medium", "high", "xhigh", "max"),
-        "format": Variants("type", {"json_schema": Object({**_TYPE, "schema": OUTPUT_SCHEMA}, ("schema",), is_closed=True)}),
+        "format": Variants(
+            "type", {"json_schema": Object({**_TYPE, "schema": OUTPUT_SCHEMA}, ("schema",), is_closed=True)}
+        ),
     }
 )
 
@@ -97,7 +101,7 @@ _STRUCTURED = Object(
 
 
 def structured_outputs(value: object, path: str, limits: "Limits") -> object:
-    """Object with exactly one of `json`, `choice`, `json_object`; `regex`, `grammar`, `structural_tag` where allowed."""
+    """Object with one of `json`, `choice`, `json_object`; where allowed, `regex`, `grammar`, `structural_tag`."""
     kept = _STRUCTURED(value, path, limits)
     if sum(name in kept for name in _CONSTRAINTS) != 1:
         raise refusal.invalid(path, "expected exactly one of " + ", ".join(_CONSTRAINTS))

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from serving.gateway import refusal
-from serving.gateway.checks import INT32_MAX, at_most, named
+from serving.gateway.checks import INT32_MAX, Integer, at_most, named
 
 if TYPE_CHECKING:
     from serving.config.limits import Limits
@@ -32,7 +32,7 @@ class Prompts:
         kind = type(value[0])
         for index, item in enumerate(value):
             if type(item) is not kind or kind not in (str, list):
-                raise refusal.wrong_type(f"{path}[{index}]", "a string or an array of token ids, one kind for all", item)
+                raise refusal.wrong_type(f"{path}[{index}]", "a string or token ids, as in the first item", item)
             if type(item) is list:
                 tokens(item, f"{path}[{index}]", limits)
         return value
@@ -52,8 +52,7 @@ def tokens(value: object, path: str, limits: "Limits") -> object:
         raise refusal.wrong_type(f"{path}[{index}]", "an integer", value[index])
     if min(value) < 0 or max(value) > INT32_MAX:
         index = next(index for index, item in enumerate(value) if not 0 <= item <= INT32_MAX)
-        at = f"{path}[{index}]"
-        raise refusal.too_small(at, value[index], 0) if value[index] < 0 else refusal.too_large(at, value[index], INT32_MAX)
+        Integer(0)(value[index], f"{path}[{index}]", limits)
     return value
 
 

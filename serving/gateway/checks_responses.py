@@ -10,16 +10,14 @@ from serving.gateway.checks_tools import NAME, OTHER_TOOLS, arguments
 if TYPE_CHECKING:
     from serving.config.limits import Limits
 
-STATELESS = "nothing is stored here; send the whole conversation as `input`"
+STATELESS = "nothing is stored here; send the whole conversation"
 LOGPROBS = "message.output_text.logprobs"
 
 _TYPE = {"type": Text()}
 _ID = Text(MAX_ID_CHARS)
 _STATUS = OneOf("in_progress", "completed", "incomplete")
 _TEXT_PART = Object({**_TYPE, "text": Text()}, ("text",))
-_INPUT_PARTS = Array(
-    Variants("type", {"input_text": _TEXT_PART, "text": _TEXT_PART, "output_text": _TEXT_PART}, MEDIA_PARTS), min_items=1
-)
+_INPUT_PARTS = Array(Variants("type", {"input_text": _TEXT_PART}, MEDIA_PARTS), min_items=1)
 _OUTPUT_PARTS = Array(
     Variants(
         "type",
@@ -35,7 +33,8 @@ _OUTPUT_PARTS = Array(
 )
 _INPUT_MESSAGE = Object({**_TYPE, "role": Text(), "content": Either(Text(), _INPUT_PARTS, list)}, ("content",))
 _OUTPUT_MESSAGE = Object(
-    {**_TYPE, "role": Text(), "id": _ID, "status": _STATUS, "content": Either(Text(), _OUTPUT_PARTS, list)}, ("content",)
+    {**_TYPE, "role": Text(), "id": _ID, "status": _STATUS, "content": Either(Text(), _OUTPUT_PARTS, list)},
+    ("content",),
 )
 _ROLES = ("user", "assistant", "system", "developer")
 
@@ -84,10 +83,11 @@ _ITEM = Variants(
         **dict.fromkeys(
             (
                 "file_search_call", "web_search_call", "computer_call", "computer_call_output", "image_generation_call",
-                "code_interpreter_call", "local_shell_call", "local_shell_call_output", "shell_call", "shell_call_output",
-                "apply_patch_call", "apply_patch_call_output", "mcp_list_tools", "mcp_approval_request",
-                "mcp_approval_response", "mcp_call", "custom_tool_call", "custom_tool_call_output", "tool_search_call",
-                "tool_search_output", "additional_tools", "program", "program_output",
+                "code_interpreter_call", "local_shell_call", "local_shell_call_output", "shell_call",
+                "shell_call_output", "apply_patch_call", "apply_patch_call_output", "mcp_list_tools",
+                "mcp_approval_request", "mcp_approval_response", "mcp_call", "custom_tool_call",
+                "custom_tool_call_output", "tool_search_call", "tool_search_output", "additional_tools", "program",
+                "program_output",
             ),
             OTHER_TOOLS["custom"],
         ),

@@ -22,7 +22,8 @@ STREAM_OPTIONS = Object(
     {"include_usage": Boolean(), "include_obfuscation": Boolean(), "continuous_usage_stats": Boolean()}, is_closed=True
 )
 REPETITION_DETECTION = Object(
-    {"max_pattern_size": Integer(0, 64), "min_pattern_size": Integer(0, 64), "min_count": Integer(0, 1024)}, is_closed=True
+    {"max_pattern_size": Integer(0, 64), "min_pattern_size": Integer(0, 64), "min_count": Integer(0, 1024)},
+    is_closed=True,
 )
 
 

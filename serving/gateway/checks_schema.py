@@ -1,8 +1,8 @@
 """JSON schemas from clients: small enough to carry, and, where the engine compiles them, cheap enough to compile.
 
-Measured with xgrammar 0.1 on one core, 32k-token vocabulary: depth 128 takes 0.9 s; one object with 256 optional properties
-0.6 s, with 1000 10 s (quadratic); 16 strings with ``maxLength`` 1000 18 s (linear in their sum); ``(a{1,100}){1,100}`` 0.6 s.
-A recursive schema was a 500 in vLLM (faults.md F29).
+Compile times measured with xgrammar on one core and a vocabulary of 32,000: depth 128, 0.9 s; an object with 256
+optional properties, 0.6 s, with 1000, 10 s (quadratic); 16 strings with ``maxLength`` 1000, 18 s (linear in their sum);
+``(a{1,100}){1,100}``, 0.6 s. A recursive schema is a 500 in vLLM 0.29.
 """
 
 import re
@@ -17,9 +17,9 @@ from serving.gateway import refusal
 if TYPE_CHECKING:
     from serving.config.limits import Limits
 
-#: Compile time grows with the square of an object's optional properties: this many in one object, or e.g. 64 in each of 16.
+#: Compile time grows with the square of an object's optional properties: this many in one, or 64 in each of 16, ...
 MAX_OPTIONAL_PROPERTIES = 256
-#: The sum of all string lengths and pattern repetitions of a schema may be this many times ``limits.max_schema_repeat``.
+#: All string lengths and pattern repetitions of a schema may add up to this many times ``limits.max_schema_repeat``.
 REPEATS_PER_SCHEMA = 4
 
 _MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
@@ -36,7 +36,7 @@ _COUNTED = re.compile(r"\{(\d{1,9})(?:,(\d{0,9}))?\}")
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """A JSON schema. ``is_compiled``: the engine will make a grammar of it, so what compiles slowly or never is refused."""
+    """A JSON schema. ``is_compiled``: the engine makes a grammar of it, so what compiles slowly or never is refused."""
 
     is_compiled: bool
 
@@ -71,7 +71,7 @@ class _Walk:
         self.visit(self.root, self.path, 1)
 
     def visit(self, node: object, path: str, level: int) -> int:
-        """The height of the tree under ``node``, references included. Recursion here is bounded by ``max_schema_depth``."""
+        """The height of the tree under ``node``, references included. ``max_schema_depth`` bounds the recursion."""
         if node is True or node is False:
             return 1
         if type(node) is not dict:
@@ -156,7 +156,7 @@ class _Walk:
         if type(properties) is dict:
             self.num_optional_squared += len(properties.keys() - set(required)) ** 2
             if self.num_optional_squared > MAX_OPTIONAL_PROPERTIES**2:
-                raise refusal.invalid(self.path, "the schema has too many optional properties; list some of them in `required`")
+                raise refusal.invalid(self.path, "the schema has too many optional properties; list them in 'required'")
 
     def count_repeats(self, node: dict[str, object], path: str) -> None:
         most = self.limits.max_schema_repeat

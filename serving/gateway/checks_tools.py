@@ -1,19 +1,19 @@
 """Tools a client offers, its choice among them, and the calls it hands back."""
 
-import re
 from typing import TYPE_CHECKING
 
 from serving.gateway import refusal
 from serving.gateway.checks import Anything, Array, Boolean, Either, Object, OneOf, Text, Variants
 from serving.gateway.checks_schema import Schema
+from serving.gateway.json_body import outside_strings
 
 if TYPE_CHECKING:
     from serving.config.limits import Limits
 
 MAX_NAME_CHARS = 128
-_MAX_BRACKETS = 50_000
-_MAX_BRACKET_DEPTH = 256
-_BRACKET = re.compile(r"[\[\]{}]")
+_MAX_ARGUMENTS_DEPTH = 64
+_AS_SQUARE = bytes.maketrans(b"{}", b"[]")
+_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 NAME = Text(MAX_NAME_CHARS, min_chars=1)
 TOOL_SCHEMA = Schema(is_compiled=False)
@@ -30,17 +30,18 @@ OTHER_TOOLS = dict.fromkeys(
 
 
 def arguments(value: object, path: str, limits: "Limits") -> str:
-    """A call's arguments: JSON as a string, nested at most 256 deep."""
+    """JSON as a string, nested at most 64 deep."""
     text = Text()(value, path, limits)
-    num_brackets = text.count("{") + text.count("[")
-    if num_brackets > _MAX_BRACKETS:
-        raise refusal.invalid(path, f"more than {_MAX_BRACKETS} objects and arrays")
-    if num_brackets > _MAX_BRACKET_DEPTH:  # the engine parses it with a recursive parser; brackets in strings count here too
-        depth = 0
-        for bracket in _BRACKET.findall(text):
-            depth += 1 if bracket in "[{" else -1
-            if depth > _MAX_BRACKET_DEPTH:
-                raise refusal.invalid(path, f"nested deeper than {_MAX_BRACKET_DEPTH} levels")
+    if text.count("{") + text.count("[") <= _MAX_ARGUMENTS_DEPTH:
+        return text
+    brackets = outside_strings(text.encode()).translate(_AS_SQUARE, _NOT_BRACKETS)
+    for _ in range(_MAX_ARGUMENTS_DEPTH):
+        inner = brackets.replace(b"[]", b"")  # takes the innermost level away
+        if len(inner) == len(brackets):
+            break
+        brackets = inner
+    if brackets.count(b"[") > 0:  # left open, or too deep: the engine's parser recurses on both
+        raise refusal.invalid(path, f"brackets left open, or nested deeper than {_MAX_ARGUMENTS_DEPTH} levels")
     return text
 
 
@@ -50,7 +51,9 @@ _TYPE = {"type": Text()}
 #: ``tools`` of chat completions.
 CHAT_TOOLS = Array(
     Variants(
-        "type", {"function": Object({**_TYPE, "function": Object(_FUNCTION_MEMBERS, ("name",))}, ("function",))}, OTHER_TOOLS
+        "type",
+        {"function": Object({**_TYPE, "function": Object(_FUNCTION_MEMBERS, ("name",))}, ("function",))},
+        OTHER_TOOLS,
     ),
     "max_tools",
 )
@@ -63,7 +66,9 @@ _WORDS = OneOf("none", "auto", "required")
 CHAT_TOOL_CHOICE = Either(
     _WORDS,
     Variants(
-        "type", {"function": Object({**_TYPE, "function": Object({"name": NAME}, ("name",))}, ("function",))}, OTHER_TOOLS
+        "type",
+        {"function": Object({**_TYPE, "function": Object({"name": NAME}, ("name",))}, ("function",))},
+        OTHER_TOOLS,
     ),
     dict,
 )

@@ -38,7 +38,7 @@ class Inference:
         self._authenticator = authenticator
         self._rng = random.Random()
         self._relays: set[Relay] = set()
-        self._num_in_flight = 0
+        self.num_in_flight = 0
         self._timing = Timing(
             keep_alive_s=config.server.keep_alive_s,
             first_byte_timeout_s=config.limits.first_byte_timeout_s,
@@ -51,9 +51,9 @@ class Inference:
         self, exchange: Exchange, endpoint: Endpoint, identity: Identity, headers: Headers, receive: Receive, send: Send
     ) -> None:
         """Raises ApiError while nothing has been sent."""
-        if self._num_in_flight >= self._limits.max_concurrent_requests:
+        if self.num_in_flight >= self._limits.max_concurrent_requests:
             raise Overloaded("this server has as many requests in flight as it takes", retry_after_s=RETRY_AFTER_S)
-        self._num_in_flight += 1
+        self.num_in_flight += 1
         try:
             check_media(headers, self._limits.max_body_bytes)
             body = await read_body(receive, self._limits.max_body_bytes, self._limits.body_timeout_s)
@@ -63,7 +63,7 @@ class Inference:
             exchange.sent_s = time.monotonic()
             await self._relay(Relay(exchange, stream, send, self._timing), receive)
         finally:
-            self._num_in_flight -= 1
+            self.num_in_flight -= 1
 
     def tick(self, now_s: float) -> None:
         """Call about twice a second."""
@@ -105,7 +105,9 @@ class Inference:
                 try:
                     return replica.link.open(head, body, self._limits.stream_buffer_bytes)
                 except ReplicaLost:
-                    logger.info("request %s: replica %s went away, choosing again", exchange.request_id, address.replica)
+                    logger.info(
+                        "request %s: replica %s went away, choosing again", exchange.request_id, address.replica
+                    )
                     continue
             if not await self._directory.changed(deadline_s - time.monotonic()):
                 raise EngineUnavailable(f"no replica of '{exchange.model}' is ready", retry_after_s=RETRY_AFTER_S)

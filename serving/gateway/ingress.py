@@ -3,15 +3,18 @@
 import asyncio
 import logging
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ray import serve
+from ray.serve.handle import DeploymentHandle
 
 from serving.clock import SystemClock
 from serving.config import Config
+from serving.gateway.admin import AdminServer
 from serving.gateway.app import Gateway
-from serving.gateway.auth import REFRESH_S, Authenticator
+from serving.gateway.auth import REFRESH_S, STORE_BUSY_TIMEOUT_S, Authenticator
 from serving.gateway.catalog import Catalog
 from serving.gateway.inference import TICK_S, Inference
 from serving.gateway.membership import MembershipWatcher
@@ -22,6 +25,8 @@ from serving.telemetry.logs import configure_logs
 from serving.tenancy.store import KeyStore
 
 logger = logging.getLogger("ballast.gateway")
+
+SAVE_LAST_USED_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,27 +43,25 @@ class GatewayOptions:
 class GatewayIngress:
     """One gateway replica."""
 
-    async def __init__(self, options: GatewayOptions) -> None:
+    async def __init__(self, options: GatewayOptions, pools: Sequence[DeploymentHandle]) -> None:
+        """``pools`` makes Ray Serve deploy them with the gateway; no request goes through their handles."""
         config = options.config
-        configure_logs(config.server.log_level)
-        clock = SystemClock()
-        self._clock = clock
+        configure_logs(config.server.log_level, config.server.log_path)
+        self._clock = SystemClock()
+        self._state_dir = config.server.state_dir
+        store = KeyStore.open(self._state_dir, busy_timeout_s=STORE_BUSY_TIMEOUT_S)
+        self._authenticator = Authenticator(store, self._clock.now_s())
         self._directory = Directory(options.secret)
-        self._authenticator = Authenticator(KeyStore.open(config.server.state_dir), clock.now_s())
         catalog = Catalog(config.models, self._directory)
         self._inference = Inference(config, catalog, self._directory, self._authenticator)
-        self._gateway = Gateway(config.limits, catalog, self._inference, self._authenticator, clock)
+        self._gateway = Gateway(config.limits, catalog, self._inference, self._authenticator, self._clock)
         self._membership = MembershipWatcher(self._directory, options.app_name, options.deployments)
-        self._heart = asyncio.create_task(self._beat())
+        self._admin = AdminServer(config.server.admin_port, self._directory, self._status)
+        self._admin.start()
+        self._tasks = [asyncio.create_task(self._beat()), asyncio.create_task(self._save_last_used())]
 
     def __serve_build_asgi_app__(self) -> AsgiApp:
-        return self._handle
-
-    async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            await _lifespan(receive, send)
-        else:
-            await self._gateway(scope, receive, send)
+        return _WithLifespan(self._gateway)
 
     async def _beat(self) -> None:
         """What happens twice a second: timeouts and keep-alives, fresh keys, readiness, loop lag."""
@@ -71,15 +74,62 @@ class GatewayIngress:
             self._authenticator.refresh(self._clock.now_s())
             self._gateway.is_ready = any(replica.is_ready for replica in self._directory.all())
 
+    async def _save_last_used(self) -> None:
+        while True:
+            await asyncio.sleep(SAVE_LAST_USED_S)
+            if used := self._authenticator.take_last_used():
+                await asyncio.to_thread(_touch, self._state_dir, used)
+
+    def _status(self) -> dict[str, object]:
+        """The body of /admin/status."""
+        now_s = asyncio.get_running_loop().time()
+        replicas = [
+            {
+                **asdict(replica.address),
+                "ready": replica.is_ready,
+                "streams": replica.link.num_streams,
+                "load": replica.load,
+                "load_age_s": round(now_s - replica.load_at_s, 3) if replica.load else None,
+            }
+            for replica in self._directory.all()
+        ]
+        error = self._authenticator.store_error
+        return {
+            "ready": self._gateway.is_ready,
+            "in_flight": self._inference.num_in_flight,
+            "keys_required": self._authenticator.key_required,
+            "key_store_error": str(error) if error else None,
+            "replicas": replicas,
+        }
+
     async def __del__(self) -> None:
-        self._heart.cancel()
+        if not hasattr(self, "_tasks"):  # the constructor failed
+            return
+        for task in self._tasks:
+            task.cancel()
         self._membership.stop()
+        await self._admin.close()
         await self._directory.close()
 
 
-async def _lifespan(receive: Receive, send: Send) -> None:
-    while True:
-        message = await receive()
-        await send({"type": f"{message['type']}.complete"})
-        if message["type"] == "lifespan.shutdown":
+def _touch(state_dir: Path, used: dict[str, float]) -> None:
+    """Write when keys were last used, on a connection of its own: the event loop never waits for a disk."""
+    store = KeyStore(state_dir, 5.0)
+    try:
+        store.touch(used)
+    finally:
+        store.close()
+
+
+class _WithLifespan:
+    """The gateway, answering ASGI's start-up and shutdown messages, which Ray Serve insists on sending."""
+
+    def __init__(self, app: AsgiApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan":
+            await self._app(scope, receive, send)
             return
+        for _ in ("startup", "shutdown"):
+            await send({"type": f"{(await receive())['type']}.complete"})

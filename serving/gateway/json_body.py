@@ -1,8 +1,8 @@
 """Request bodies: bytes to dict and back, strict, and quick on hostile input too.
 
-orjson parses (its nesting stops at 1024, and it refuses NaN, Infinity, lone surrogates and bad UTF-8). What it lets pass is found
-by counting: with its strings cut out, a body's ``,`` ``[`` ``{`` bound the number of values before anything is built, and its
-``:`` number the members written, which must be as many as the members built, or one came twice.
+orjson parses: its nesting stops at 1024, and it refuses NaN, Infinity, lone surrogates and bad UTF-8. What it lets pass
+is found by counting. With its strings cut out, a body's ``,`` ``[`` ``{`` bound the number of values before anything is
+built, and its ``:`` number the members written, which must be as many as the members built, or one came twice.
 """
 
 import json
@@ -23,8 +23,9 @@ _MAX_EXPLAINED_BYTES = 65_536  # a second, slower look at a bad body, to say whe
 
 def parse(data: bytes, limits: "Limits") -> dict[str, object]:
     """The JSON object in ``data``. Raises InvalidJson, which says what is wrong and where; nothing else."""
-    unescaped = data.replace(rb"\\", b"").replace(rb"\"", b"") if b"\\" in data else data
-    structure = _outside_strings(unescaped, limits.max_json_nodes)
+    if data.count(b'"') - data.count(rb"\"") > 4 * limits.max_json_nodes:  # a value and its key have two quotes each
+        raise _too_many_values(limits.max_json_nodes)
+    structure = outside_strings(data)
     num_containers = structure.count(b"{") + structure.count(b"[")
     num_written = structure.count(b":")
     if structure.count(b",") + num_containers >= limits.max_json_nodes:
@@ -37,10 +38,10 @@ def parse(data: bytes, limits: "Limits") -> dict[str, object]:
         # `from None`: the foreign error carries the whole body, and a body must not reach a log (security.md S15).
         raise InvalidJson(f"We could not parse the JSON body of your request: {error}") from None
     if not _is_object(body):
-        raise InvalidJson("The JSON body of your request must be an object, like {\"model\": ...}.")
+        raise InvalidJson('The JSON body of your request must be an object, like {"model": ...}.')
     if _count_members(body, limits.max_json_depth) != num_written:
         raise _duplicate_key(data)
-    if rb"\u0000" in unescaped:
+    if rb"\u0000" in data and rb"\u0000" in _unescaped(data):
         path = _find_nul(body) if len(data) <= _MAX_EXPLAINED_BYTES else None
         raise InvalidJson("Strings must not contain the character U+0000.", param=path)
     return body
@@ -51,11 +52,14 @@ def serialise(body: dict[str, object]) -> bytes:
     return orjson.dumps(body)
 
 
-def _outside_strings(unescaped: bytes, max_nodes: int) -> bytes:
-    """What of a body lies outside its strings; escapes are gone already, so every quote opens or closes one."""
-    if unescaped.count(b'"') > 4 * max_nodes:  # each value may have a key, and each of the two has two quotes
-        raise _too_many_values(max_nodes)
-    return b"".join(unescaped.split(b'"')[::2])
+def outside_strings(data: bytes) -> bytes:
+    """What of a JSON text lies outside its strings (of a broken one: up to where it breaks)."""
+    return b"".join(_unescaped(data).split(b'"')[::2])
+
+
+def _unescaped(data: bytes) -> bytes:
+    """``data`` without escaped backslashes and quotes: every quote left opens or closes a string."""
+    return data.replace(rb"\\", b"").replace(rb"\"", b"") if b"\\" in data else data
 
 
 def _count_members(body: dict[str, object], max_depth: int) -> int:

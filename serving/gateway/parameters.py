@@ -1,13 +1,11 @@
-"""The parameter table: what happens to every field of every endpoint. docs/reference/parameters.md is generated from it.
+"""The parameter table: what happens to every field of every endpoint. The reference page is generated from it.
 
-It covers every field of vLLM 0.29's request models, of the public OpenAI document, and of the official clients; a test fails when
-one of them has a field that is not here, or when an entry names a field that none of them has. A field that is not here is refused.
-A null counts as absent everywhere.
+It covers every field of vLLM 0.29's request models, of the public OpenAI document, and of the official clients; a test
+fails when one of them has a field that is not here, or when an entry names a field that none of them has. A field that
+is not here is refused. A null counts as absent everywhere.
 """
 
-import enum
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from operator import attrgetter
 
 from serving.gateway import (
@@ -19,84 +17,32 @@ from serving.gateway import (
     rules,
 )
 from serving.gateway.checks import (
-    INT32_MAX,
     INT64_MAX,
     INT64_MIN,
-    Anything,
     Array,
     Boolean,
-    Check,
     Integer,
     Labels,
     Number,
     OneOf,
     OpenObject,
-    Refused,
     Text,
 )
 from serving.gateway.checks_messages import MESSAGES, TEXT_ONLY
 from serving.gateway.checks_prompt import Prompts, tokens
 from serving.gateway.endpoint import Endpoint
-from serving.gateway.request import RequestContext
+from serving.gateway.parameter import (
+    Action,
+    Form,
+    Parameter,
+    capped,
+    ignored,
+    overwritten,
+    passed,
+    refused,
+    required,
+)
 from serving.gateway.rules import Rule, ToolsAgree, output_fits
-
-
-class Action(enum.Enum):
-    """What becomes of a field."""
-
-    PASSED = "passed"
-    CAPPED = "capped"
-    OVERWRITTEN = "overwritten"
-    IGNORED = "ignored"
-    REFUSED = "refused"
-
-
-@dataclass(frozen=True, slots=True)
-class Parameter:
-    """One row: its fate, the check of its value, why, and, where it is overwritten, with what (None: with nothing)."""
-
-    action: Action
-    check: Check
-    reason: str = ""
-    ours: Callable[[RequestContext], object] | None = None
-    is_required: bool = False
-
-    @property
-    def is_sent(self) -> bool:
-        return self.action in (Action.PASSED, Action.CAPPED)
-
-
-@dataclass(frozen=True, slots=True)
-class Form:
-    """The request model of one endpoint: its fields, and the rules between them in the order they apply."""
-
-    parameters: Mapping[str, Parameter]
-    rules: tuple[Rule, ...] = ()
-
-
-def passed(check: Check, reason: str = "") -> Parameter:
-    return Parameter(Action.PASSED, check, reason)
-
-
-def _required(check: Check, reason: str = "") -> Parameter:
-    return Parameter(Action.PASSED, check, reason, is_required=True)
-
-
-def capped(check: Check, reason: str = "") -> Parameter:
-    return Parameter(Action.CAPPED, check, reason)
-
-
-def ignored(reason: str, check: Check = Anything()) -> Parameter:  # noqa: B008  (frozen)
-    return Parameter(Action.IGNORED, check, reason)
-
-
-def refused(reason: str, *harmless: object) -> Parameter:
-    return Parameter(Action.REFUSED, Refused(reason, harmless), reason)
-
-
-def overwritten(reason: str, ours: Callable[[RequestContext], object] | None = None) -> Parameter:
-    return Parameter(Action.OVERWRITTEN, Anything(), reason, ours)
-
 
 _ENGINE_ONLY = "it steers the engine's insides, which are not the client's"
 _PROMPT_BACK = "it would return the prompt as the engine saw it"
@@ -109,11 +55,14 @@ _MAX_LOGPROB_TOKEN_IDS = 128  # vLLM's own
 _MAX_STREAM_INTERVAL = 1024
 _RENDER_ONLY = "it has an effect only on vLLM's render endpoints, which are not served"
 _CACHE_HINT = "accepted; no effect yet"
+_SCHEMAS = "a schema is bounded before the engine sees it (limits.max_schema_*)"
+_CONTEXT = "over the model's context: `context_length_exceeded`"
+_USAGE = "the engine always counts; clients that did not ask never see it"
 _USER_ID = Text(512)
 
 # ------------------------------------------------------------------------------------------------------- shared groups
 
-_MODEL = {"model": _required(Text(256, min_chars=1), "answered under the name that was asked for")}
+_MODEL = {"model": required(Text(256, min_chars=1), "answered under the name that was asked for")}
 _OURS = {
     "request_id": overwritten("ours, so that no client can take another's", attrgetter("request_id")),
     "cache_salt": overwritten("set per tenant: prefix-cache hits never cross tenants", attrgetter("cache_salt")),
@@ -156,7 +105,7 @@ _SAMPLING = {
     "include_stop_str_in_output": passed(Boolean()),
     "ignore_eos": passed(Boolean()),
     "skip_special_tokens": passed(Boolean()),
-    "structured_outputs": capped(checks_output.structured_outputs, "regex, grammar and structural tags are off by default"),
+    "structured_outputs": capped(checks_output.structured_outputs, "regex and grammar are off by default"),
 }
 _MORE_SAMPLING = {
     "min_p": passed(Number(0, 1)),
@@ -179,9 +128,9 @@ _MORE_SAMPLING = {
     "length_penalty": ignored(_NO_BEAMS, Number(-100, 100)),
     "use_beam_search": refused(_NO_BEAMS, False),
     "prompt_logprobs": refused("one row of log-probabilities per prompt token costs too much memory"),
-    "response_format": capped(checks_output.RESPONSE_FORMAT, "a schema is bounded before the engine sees it (limits.max_schema_*)"),
+    "response_format": capped(checks_output.RESPONSE_FORMAT, _SCHEMAS),
     "stream": passed(Boolean()),
-    "stream_options": passed(checks_sampling.STREAM_OPTIONS, "usage is always asked for and hidden from clients that did not"),
+    "stream_options": passed(checks_sampling.STREAM_OPTIONS, _USAGE),
     "n": capped(Integer(1, "max_n")),
 }
 
@@ -189,10 +138,10 @@ _MORE_SAMPLING = {
 
 _CHAT = {
     **_MODEL,
-    "messages": _required(MESSAGES, "text only; members that no chat template reads are dropped"),
+    "messages": required(MESSAGES, "text only; members that no chat template reads are dropped"),
     **_SAMPLING,
     **_MORE_SAMPLING,
-    "max_completion_tokens": capped(Integer(1, "max_output_tokens"), "over the model's context: `context_length_exceeded`"),
+    "max_completion_tokens": capped(Integer(1, "max_output_tokens"), _CONTEXT),
     "max_tokens": capped(Integer(1, "max_output_tokens"), "the old name of `max_completion_tokens`, which wins"),
     "logprobs": passed(Boolean()),
     "top_logprobs": capped(Integer(0, "max_top_logprobs"), "needs `logprobs`"),
@@ -212,8 +161,8 @@ _CHAT = {
     "modalities": ignored("text is all there is", Array(OneOf("text"), 1)),
     "audio": refused(TEXT_ONLY),
     "web_search_options": refused(_PROVIDER),
-    "functions": refused("deprecated by OpenAI: send 'tools'; the answer would otherwise not be where an old client looks", _EMPTY),
-    "function_call": refused("deprecated by OpenAI: send 'tool_choice'", "none", "auto"),
+    "functions": refused("deprecated: send 'tools', whose calls come back elsewhere", _EMPTY),
+    "function_call": refused("deprecated: send 'tool_choice'", "none", "auto"),
     "documents": refused(_TEMPLATE),
     "return_prompt_text": refused(_PROMPT_BACK, False),
     "return_assistant_tokens_mask": ignored(_RENDER_ONLY, Boolean()),
@@ -238,13 +187,13 @@ _CHAT_RULES: tuple[Rule, ...] = (
 
 _COMPLETIONS = {
     **_MODEL,
-    "prompt": _required(Prompts("max_prompts")),
+    "prompt": required(Prompts("max_prompts")),
     **_SAMPLING,
     **_MORE_SAMPLING,
-    "max_tokens": capped(Integer(0, "max_output_tokens"), "0 only with `echo`; over the model's context: `context_length_exceeded`"),
+    "max_tokens": capped(Integer(0, "max_output_tokens"), "0 only with `echo`; " + _CONTEXT),
     "logprobs": capped(Integer(0, "max_logprobs")),
     "echo": passed(Boolean()),
-    "best_of": Parameter(Action.REFUSED, Integer(0), "unless at most `n`: more answers than are returned are never made"),
+    "best_of": Parameter(Action.REFUSED, Integer(0), "over `n`: all answers made are returned"),
     "suffix": refused("no model here fills in the middle", ""),
     "user": _ACCOUNT["user"],
     "prompt_embeds": refused("tensors from clients are not deserialised"),
@@ -265,13 +214,13 @@ _COMPLETIONS_RULES: tuple[Rule, ...] = (
 
 _RESPONSES = {
     **_MODEL,
-    "input": _required(checks_responses.INPUT, "text, function calls and their outputs"),
+    "input": required(checks_responses.INPUT, "text, function calls and their outputs"),
     "instructions": passed(Text()),
     **_SAMPLING,
-    "max_output_tokens": capped(Integer(1, "max_output_tokens"), "over the model's context: `context_length_exceeded`"),
+    "max_output_tokens": capped(Integer(1, "max_output_tokens"), _CONTEXT),
     "top_logprobs": capped(Integer(0, "max_top_logprobs"), "needs `message.output_text.logprobs` in `include`"),
     "include": passed(checks_responses.include),
-    "text": capped(checks_output.RESPONSES_TEXT, "a schema is bounded before the engine sees it (limits.max_schema_*)"),
+    "text": capped(checks_output.RESPONSES_TEXT, _SCHEMAS),
     "tools": capped(checks_tools.RESPONSES_TOOLS, "functions only; schemas are bounded"),
     "tool_choice": passed(checks_tools.RESPONSES_TOOL_CHOICE),
     "parallel_tool_calls": passed(Boolean()),
@@ -280,7 +229,7 @@ _RESPONSES = {
     "truncation": passed(OneOf("auto", "disabled")),
     "stream": passed(Boolean()),
     "stream_options": ignored("events are not padded", checks_sampling.STREAM_OPTIONS),
-    **_TEMPLATES,
+    "chat_template_kwargs": _TEMPLATES["chat_template_kwargs"],
     **_ACCOUNT,
     "metadata": passed(Labels(16, 64, 512), "returned with the response, not stored"),
     "store": overwritten("false: " + _NOT_STORED, lambda _: False),
@@ -309,7 +258,7 @@ _RESPONSES_RULES: tuple[Rule, ...] = (
 
 _COUNT_TOKENS = {
     **_MODEL,
-    "messages": _required(checks_anthropic.MESSAGES, "text, tool calls and their results"),
+    "messages": required(checks_anthropic.MESSAGES, "text, tool calls and their results"),
     "system": passed(checks_anthropic.SYSTEM),
     "tools": capped(checks_anthropic.TOOLS, "custom tools only; schemas are bounded"),
     "tool_choice": passed(checks_anthropic.TOOL_CHOICE),
@@ -323,15 +272,13 @@ _COUNT_TOKENS = {
 }
 _MESSAGES = {
     **_COUNT_TOKENS,
-    "max_tokens": Parameter(
-        Action.CAPPED, Integer(1, "max_output_tokens"), "over the model's context: `context_length_exceeded`", is_required=True
-    ),
+    "max_tokens": Parameter(Action.CAPPED, Integer(1, "max_output_tokens"), _CONTEXT, is_required=True),
     "temperature": passed(Number(0, 2)),
     "top_p": passed(Number(0, 1, is_open=True)),
     "top_k": passed(Integer(-1)),
     "stop_sequences": capped(Array(Text("max_stop_chars", min_chars=1), "max_stop")),
     "stream": passed(Boolean()),
-    "output_config": capped(checks_output.OUTPUT_CONFIG, "a schema is bounded before the engine sees it (limits.max_schema_*)"),
+    "output_config": capped(checks_output.OUTPUT_CONFIG, _SCHEMAS),
     "metadata": ignored("not stored", OpenObject(16)),
     "service_tier": ignored("there is one tier", Text(64)),
     "inference_geo": ignored("inference runs where this server runs", Text(64)),
@@ -351,7 +298,7 @@ _MESSAGES = {
 
 _EMBEDDINGS = {
     **_MODEL,
-    "input": _required(Prompts("max_embedding_inputs")),
+    "input": required(Prompts("max_embedding_inputs")),
     "encoding_format": passed(OneOf("float", "base64"), "raw bytes are not served"),
     "dimensions": passed(Integer(1, 65_536)),
     "embed_dtype": passed(OneOf("float32", "float16", "bfloat16", "fp8_e4m3", "fp8_e5m2")),
@@ -385,7 +332,7 @@ _TOKENIZE = {
     **_TEMPLATES,
     **_MEDIA,
 }
-_DETOKENIZE = {**_MODEL, "tokens": _required(tokens)}
+_DETOKENIZE = {**_MODEL, "tokens": required(tokens)}
 
 FORMS: Mapping[Endpoint, Form] = {
     Endpoint.CHAT: Form(_CHAT, _CHAT_RULES),
@@ -399,22 +346,12 @@ FORMS: Mapping[Endpoint, Form] = {
     Endpoint.EMBEDDINGS: Form(_EMBEDDINGS),
     Endpoint.TOKENIZE: Form(
         _TOKENIZE,
-        (rules.one_prompt_form, rules.one_end_of_chat, rules.template_kwargs_listed, ToolsAgree("parameters", nested="function")),
+        (
+            rules.one_prompt_form,
+            rules.one_end_of_chat,
+            rules.template_kwargs_listed,
+            ToolsAgree("parameters", nested="function"),
+        ),
     ),
     Endpoint.DETOKENIZE: Form(_DETOKENIZE),
-}
-
-#: Names that clients send from habit, and what to send instead.
-HINTS: Mapping[str, str] = {
-    "extra_body": "send the members of extra_body beside the other fields",
-    "extra_headers": "send them as HTTP headers",
-    "max_new_tokens": "send 'max_completion_tokens'",
-    "guided_json": "send 'response_format' or 'structured_outputs'",
-    "guided_choice": "send 'structured_outputs': {'choice': [...]}",
-    "guided_regex": "send 'structured_outputs': {'regex': ...}, where the server allows it",
-    "guided_grammar": "send 'structured_outputs': {'grammar': ...}, where the server allows it",
-    "guided_decoding_backend": "the engine chooses it",
-    "enable_thinking": "send it in 'chat_template_kwargs', where the model's config lists it",
-    "output_format": "send 'output_config': {'format': ...}",
-    "normalize": "send 'use_activation'",
 }

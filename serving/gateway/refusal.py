@@ -1,7 +1,7 @@
-"""The sentences in which a request is refused: OpenAI's wording and codes, so that clients that match on them keep working.
+"""The sentences in which a request is refused: OpenAI's wording and codes, so that clients that match on them work.
 
-Every function returns the exception for the caller to raise. A client's own value is shown only where it is a number or a short
-word, never where it could be part of a prompt: messages reach logs.
+Every function returns the exception for the caller to raise. A client's own value is shown only where it is a number or
+a short word, never where it could be part of a prompt: messages reach logs.
 """
 
 from serving.errors import BadRequest
@@ -16,6 +16,7 @@ _NAMES: dict[type, str] = {
     type(None): "null",
 }
 _SHOWN_CHARS = 40
+_MAX_FIGURE = 10**20
 
 
 def shown(value: object) -> str:
@@ -47,7 +48,9 @@ def unsupported(path: str, reason: str) -> BadRequest:
 
 def unsupported_value(path: str, value: object, reason: str) -> BadRequest:
     return BadRequest(
-        f"Unsupported value: '{path}' does not support {shown(value)} here: {reason}.", param=path, code="unsupported_value"
+        f"Unsupported value: '{path}' does not support {shown(value)} here: {reason}.",
+        param=path,
+        code="unsupported_value",
     )
 
 
@@ -65,7 +68,7 @@ def invalid(path: str, reason: str) -> BadRequest:
 def too_small(path: str, value: float, least: float, *, exclusive: bool = False) -> BadRequest:
     kind, sign = _kind(value), ">" if exclusive else ">="
     return BadRequest(
-        f"Invalid '{path}': {kind} below minimum value. Expected a value {sign} {least}, but got {value} instead.",
+        f"Invalid '{path}': {kind} below minimum value. Expected {sign} {least}, but got {_figure(value)} instead.",
         param=path,
         code=f"{kind}_below_min_value",
     )
@@ -74,7 +77,7 @@ def too_small(path: str, value: float, least: float, *, exclusive: bool = False)
 def too_large(path: str, value: float, most: float) -> BadRequest:
     kind = _kind(value)
     return BadRequest(
-        f"Invalid '{path}': {kind} above maximum value. Expected a value <= {most}, but got {value} instead.",
+        f"Invalid '{path}': {kind} above maximum value. Expected <= {most}, but got {_figure(value)} instead.",
         param=path,
         code=f"{kind}_above_max_value",
     )
@@ -83,7 +86,7 @@ def too_large(path: str, value: float, most: float) -> BadRequest:
 def too_long(path: str, kind: str, length: int, most: int) -> BadRequest:
     """``kind`` is 'array', 'object' or 'string'."""
     return BadRequest(
-        f"Invalid '{path}': {kind} too long. Expected {kind} with maximum length {most}, but got length {length} instead.",
+        f"Invalid '{path}': {kind} too long. Expected maximum length {most}, but got length {length} instead.",
         param=path,
         code=f"{kind}_above_max_length",
     )
@@ -92,6 +95,10 @@ def too_long(path: str, kind: str, length: int, most: int) -> BadRequest:
 def too_short(path: str, kind: str) -> BadRequest:
     """``kind`` is 'array', 'object' or 'string'."""
     return BadRequest(f"Invalid '{path}': empty {kind}.", param=path, code=f"empty_{kind}")
+
+
+def _figure(value: float) -> str:
+    return str(value) if abs(value) < _MAX_FIGURE else f"{value:.3g}"
 
 
 def _kind(value: float) -> str:

@@ -23,10 +23,11 @@ class RequestContext:
 class ValidRequest:
     """A request that may go to an engine.
 
-    ``body`` is the client's with our values over it, ready to be written; ``model`` is the name as asked. ``wants_usage``: the
-    client asked for the usage chunk of a stream (the engine is always asked for it). ``num_choices`` counts all answers, of all
-    prompts; ``max_output_tokens`` bounds each of them, None where only the context does. ``is_continuable``: if the replica dies,
-    another can go on from the tokens so far, and the client could not tell. ``ignored``: fields that were dropped.
+    ``body`` is the client's with our values over it, ready to be written; ``model`` is the name as asked.
+    ``wants_usage``: the client is to see the stream's usage chunk (the engine is asked for it in any case).
+    ``num_choices`` counts the answers to all prompts; ``max_output_tokens`` bounds each, None: only the context does.
+    ``continuable``: if the replica dies, another can go on from the tokens so far, and the client could not tell.
+    ``ignored`` names the fields that were dropped.
     """
 
     endpoint: Endpoint
@@ -36,7 +37,7 @@ class ValidRequest:
     body: dict[str, object]
     max_output_tokens: int | None
     num_choices: int
-    is_continuable: bool
+    continuable: bool
     ignored: tuple[str, ...]
 
 

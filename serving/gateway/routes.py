@@ -32,7 +32,9 @@ _DIALECTS = {
     Endpoint.MESSAGES: Dialect.ANTHROPIC,
     Endpoint.COUNT_TOKENS: Dialect.ANTHROPIC,
 }
-_POST = {endpoint.value: Route(endpoint.value, endpoint, _DIALECTS.get(endpoint, Dialect.OPENAI)) for endpoint in Endpoint}
+_POST = {
+    endpoint.value: Route(endpoint.value, endpoint, _DIALECTS.get(endpoint, Dialect.OPENAI)) for endpoint in Endpoint
+}
 _GET = {page.value: Route(page.value, page) for page in (Page.MODELS, Page.HEALTH, Page.READY)}
 _MODEL_PREFIX = "/v1/models/"
 

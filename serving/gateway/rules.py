@@ -1,11 +1,13 @@
-"""Rules that look at more than one field. Each takes the draft with every field checked on its own, and may rewrite it."""
+"""Rules that look at more than one field. Each takes a draft whose fields passed on their own, and may rewrite it."""
 
 from collections.abc import Callable
 from typing import cast
 
+import orjson
+
 from serving.errors import ContextLengthExceeded
 from serving.gateway import refusal
-from serving.gateway.checks import Boolean, Integer, Text, at_most
+from serving.gateway.checks import Text
 from serving.gateway.checks_prompt import num_prompts, num_tokens
 from serving.gateway.checks_responses import LOGPROBS
 from serving.gateway.checks_schema import Schema
@@ -18,7 +20,7 @@ _COMPILED = Schema(is_compiled=True)
 
 
 def output_fits(field: str) -> Rule:
-    """A rule: the output asked for in ``field`` (and token ids of the prompt, where they are known) fits the context."""
+    """A rule: the output asked for in ``field``, after the prompt where its tokens are known, fits the context."""
 
     def rule(draft: Draft) -> None:
         asked = cast("int | None", draft.sent.get(field))
@@ -28,8 +30,8 @@ def output_fits(field: str) -> Rule:
         prompt_tokens = max(num_tokens(draft.sent.get("prompt")), 1)
         if prompt_tokens + asked > max_model_len:
             raise ContextLengthExceeded(
-                f"This model's maximum context length is {max_model_len} tokens. However, you requested {asked} output tokens "
-                f"in '{field}', and the prompt has at least {prompt_tokens}. Please reduce one of them.",
+                f"This model's maximum context length is {max_model_len} tokens. However, you requested {asked} output "
+                f"tokens in '{field}', and the prompt has at least {prompt_tokens}. Please reduce one of them.",
                 param=field,
             )
 
@@ -44,7 +46,7 @@ def min_tokens_fit(draft: Draft) -> None:
 
 
 def one_output_cap(draft: Draft) -> None:
-    """`max_tokens` is the old name of `max_completion_tokens`: the new one counts when both are there, as in the engine."""
+    """`max_tokens` is the old name of `max_completion_tokens`: where both are there, the new one counts."""
     if "max_completion_tokens" in draft.sent:
         draft.sent.pop("max_tokens", None)
 
@@ -97,21 +99,21 @@ def template_kwargs_listed(draft: Draft) -> None:
         path = f"chat_template_kwargs.{name[:64]}"
         if name not in draft.context.chat_template_kwargs:
             raise refusal.unsupported(path, "the model's config does not list it (models[].chat_template_kwargs)")
-        check = {bool: Boolean(), int: Integer(-(2**31)), float: None}.get(type(value), Text(_MAX_KWARG_CHARS))
-        if check is not None:
-            check(value, path, draft.limits)
+        if type(value) not in (bool, int, float):
+            Text(_MAX_KWARG_CHARS)(value, path, draft.limits)
 
 
 def prompts_times_n(draft: Draft) -> None:
     total = num_prompts(draft.sent["prompt"]) * cast(int, draft.sent.get("n", 1))
-    if total > draft.limits.max_prompts:
-        raise refusal.invalid("n", f"prompts times 'n' is {total}, at most {draft.limits.max_prompts} answers are made at once")
+    most = draft.limits.max_prompts
+    if total > most:
+        raise refusal.invalid("n", f"prompts times 'n' is {total}, and at most {most} answers are made at once")
 
 
 def best_of_is_n(draft: Draft) -> None:
     best_of = draft.asked.get("best_of")
     n = cast(int, draft.sent.get("n", 1))
-    if isinstance(best_of, int) and best_of > n:
+    if isinstance(best_of, int | float) and best_of > n:
         raise refusal.invalid("best_of", f"only as many answers are made as are returned ('n' is {n})")
 
 
@@ -138,7 +140,8 @@ def n_fits_temperature(draft: Draft) -> None:
 class ToolsAgree:
     """The choice names a tool that is there; schemas the engine will compile are cheap to compile.
 
-    ``nested``: where a tool and a choice keep their members (chat: ``function``). ``forcing``: choices that make a call certain.
+    ``schema`` is the member with a tool's schema; ``nested`` where a tool and a choice keep their members (chat:
+    ``function``); ``forcing`` are the choices that make a call certain.
     """
 
     def __init__(self, schema: str, nested: str | None = None, forcing: tuple[str, ...] = ("required",)) -> None:
@@ -166,12 +169,20 @@ class ToolsAgree:
         if word not in (None, "none", "auto"):
             raise refusal.invalid("tool_choice", "it is only allowed when 'tools' are given")
 
-    def _check_compiled(self, tools: list[dict[str, object]], draft: Draft, wanted: str | None, *, is_forced: bool) -> None:
+    def _check_compiled(
+        self, tools: list[dict[str, object]], draft: Draft, wanted: str | None, *, is_forced: bool
+    ) -> None:
+        num_bytes = 0
         for index, tool in enumerate(tools):
             members = self._members(tool)
             if self.schema in members and (is_forced or members["name"] == wanted or members.get("strict") is True):
                 path = f"tools[{index}].{self.nested}.{self.schema}" if self.nested else f"tools[{index}].{self.schema}"
                 _COMPILED(members[self.schema], path, draft.limits)
+                num_bytes += len(orjson.dumps(members[self.schema]))
+        if num_bytes > (most := draft.limits.max_schema_bytes):
+            raise refusal.invalid(
+                "tools", f"schemas to compile have {num_bytes} bytes together, at most {most} are taken"
+            )
 
     def _members(self, holder: dict[str, object]) -> dict[str, object]:
         return cast("dict[str, object]", holder[self.nested]) if self.nested else holder

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, cast
 from serving.gateway import refusal
 from serving.gateway.checks_prompt import num_prompts
 from serving.gateway.endpoint import Endpoint
-from serving.gateway.parameters import FORMS, HINTS, Action
+from serving.gateway.parameter import Action
+from serving.gateway.parameters import FORMS
 from serving.gateway.request import Draft, RequestContext, ValidRequest
 
 if TYPE_CHECKING:
@@ -15,28 +16,42 @@ if TYPE_CHECKING:
 __all__ = ["RequestContext", "ValidRequest", "validate"]
 
 _MAX_NAME_CHARS = 64
+_WITH_USAGE_CHUNK = (Endpoint.CHAT, Endpoint.COMPLETIONS)
 _OUTPUT_FIELDS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
-_CONTINUABLE = (Endpoint.CHAT, Endpoint.COMPLETIONS)
 _NOT_CONTINUABLE = (
-    # What another replica could not go on with unnoticed: state of the decoding that its tokens do not show, or counts from
-    # the start of the answer.
+    # State of the decoding that the tokens so far do not show, or counts from the start of the answer.
     "logprobs", "tools", "response_format", "structured_outputs", "echo", "min_tokens", "thinking_token_budget",
     "frequency_penalty", "presence_penalty", "repetition_penalty", "repetition_detection", "return_token_ids",
     "return_tokens_as_token_ids", "truncate_prompt_tokens",
 )  # fmt: skip
+#: Names that clients send from habit, and what to send instead.
+_HINTS = {
+    "extra_body": "send the members of extra_body beside the other fields",
+    "extra_headers": "send them as HTTP headers",
+    "max_new_tokens": "send 'max_completion_tokens'",
+    "guided_json": "send 'response_format' or 'structured_outputs'",
+    "guided_choice": "send 'structured_outputs': {'choice': [...]}",
+    "guided_regex": "send 'structured_outputs': {'regex': ...}, where the server allows it",
+    "guided_grammar": "send 'structured_outputs': {'grammar': ...}, where the server allows it",
+    "guided_decoding_backend": "the engine chooses it",
+    "enable_thinking": "send it in 'chat_template_kwargs', where the model's config lists it",
+    "output_format": "send 'output_config': {'format': ...}",
+    "normalize": "send 'use_activation'",
+}
 _OURS = {
     endpoint: tuple((name, row.ours) for name, row in form.parameters.items() if row.ours is not None)
     for endpoint, form in FORMS.items()
 }
 _REQUIRED = {
-    endpoint: tuple(name for name, row in form.parameters.items() if row.is_required) for endpoint, form in FORMS.items()
+    endpoint: tuple(name for name, row in form.parameters.items() if row.is_required)
+    for endpoint, form in FORMS.items()
 }
 
 
 def validate(endpoint: Endpoint, body: dict[str, object], limits: "Limits", context: RequestContext) -> ValidRequest:
     """Check ``body`` against the parameter table. Raises BadRequest (and ContextLengthExceeded), which name the field.
 
-    ``body`` is not changed; what goes on may share parts with it.
+    ``body`` is as ``json_body.parse`` gives it. It is not changed; what goes on may share parts with it.
     """
     form = FORMS[endpoint]
     sent: dict[str, object] = {}
@@ -66,17 +81,18 @@ def validate(endpoint: Endpoint, body: dict[str, object], limits: "Limits", cont
 def _request(endpoint: Endpoint, draft: Draft, ignored: tuple[str, ...]) -> ValidRequest:
     sent, asked = draft.sent, draft.asked
     stream = sent.get("stream") is True
+    has_chunk = stream and endpoint in _WITH_USAGE_CHUNK
     options = asked.get("stream_options")
     num_choices = cast(int, sent.get("n", 1)) * num_prompts(sent.get("prompt", ""))
     return ValidRequest(
         endpoint=endpoint,
         model=cast(str, sent["model"]),
         stream=stream,
-        wants_usage=not stream or (type(options) is dict and options.get("include_usage") is True),
+        wants_usage=not has_chunk or (type(options) is dict and options.get("include_usage") is True),
         body=sent,
         max_output_tokens=_max_output_tokens(draft),
         num_choices=num_choices,
-        is_continuable=endpoint in _CONTINUABLE and num_choices == 1 and _is_continuable(sent),
+        continuable=endpoint in _WITH_USAGE_CHUNK and num_choices == 1 and _is_continuable(sent),
         ignored=ignored,
     )
 
@@ -95,7 +111,7 @@ def _is_continuable(sent: dict[str, object]) -> bool:
 
 def _hint(endpoint: Endpoint, name: str) -> str:
     """What was probably meant; the nearest name among this endpoint's, if one is near."""
-    if name in HINTS:
-        return f" Instead, {HINTS[name]}."
+    if name in _HINTS:
+        return f" Instead, {_HINTS[name]}."
     near = difflib.get_close_matches(name[:_MAX_NAME_CHARS], FORMS[endpoint].parameters, n=1, cutoff=0.75)
     return f" Did you mean '{near[0]}'?" if near else ""

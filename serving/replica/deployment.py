@@ -26,7 +26,7 @@ class PoolReplica:
     """One replica of a pool. Ray Serve constructs it, asks for its address, checks its health and stops it."""
 
     async def __init__(self, options: ReplicaOptions) -> None:
-        configure_logs()
+        configure_logs(options.log_level, Path(options.log_path))
         self._options = options
         self._name = serve.get_replica_context().replica_id.unique_id
         self._engine = build_engine(options)
@@ -63,13 +63,13 @@ class PoolReplica:
             raise RuntimeError("the engine is dead")
 
     async def __del__(self) -> None:
-        """Ray Serve's way to stop a replica: finish or fail the open streams, then release the engine."""
+        """Ray Serve's way to stop a replica, also one whose start failed: finish or fail the open streams, release the engine."""
         self._is_stopping = True
-        server = getattr(self, "_server", None)
-        if server is not None:
-            await server.drain(self._options.drain_s)
-            await server.close()
-        await self._engine.stop()
+        if hasattr(self, "_server"):
+            await self._server.drain(self._options.drain_s)
+            await self._server.close()
+        if hasattr(self, "_engine"):
+            await self._engine.stop()
 
     async def _die_with_engine(self) -> None:
         while not self._engine.dead or self._is_stopping:

@@ -31,5 +31,7 @@ class ReplicaOptions:
     secret: bytes
     drain_s: float
     version: str
+    log_level: str
+    log_path: str
     engine_args: Mapping[str, Any] = field(default_factory=dict)
     listen_host: str | None = None

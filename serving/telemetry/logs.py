@@ -1,8 +1,9 @@
-"""JSON logs on stderr: one object per line, one line per request, never a prompt, an answer or a key."""
+"""JSON logs: one object per line, one line per request, never a prompt, an answer or a key."""
 
 import logging
-import sys
 import time
+from logging.handlers import WatchedFileHandler
+from pathlib import Path
 
 import orjson
 
@@ -34,12 +35,13 @@ def _bounded(value: object) -> object:
     return value[:MAX_FIELD_CHARS] if isinstance(value, str) else value
 
 
-def configure_logs(level: str = "info") -> None:
-    """Send the ``ballast`` loggers to stderr as JSON. Idempotent."""
+def configure_logs(level: str, path: Path) -> None:
+    """Append the ``ballast`` loggers' lines to ``path``, which several processes share; reopens it after a rotation. Idempotent."""
     root = logging.getLogger("ballast")
     root.setLevel(level.upper())
     root.propagate = False
     if not root.handlers:
-        handler = logging.StreamHandler(sys.stderr)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handler = WatchedFileHandler(path)
         handler.setFormatter(JsonFormatter())
         root.addHandler(handler)
