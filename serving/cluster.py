@@ -1,15 +1,13 @@
 """Ray, Ray Serve and HAProxy around a config: start them, deploy, and leave nothing behind."""
 
-import contextlib
 import os
 import secrets
 import shutil
-import signal
 import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from typing import Any
 from serving.config import Config
 from serving.edge import haproxy as edge
 from serving.errors import MachineError
+from serving.lifecycle.processes import RUNTIME_DIR_VARIABLE, end_processes_of
 
 #: Longest stream that a reload of HAProxy may not cut, in seconds: the old worker lives this long (faults.md 7).
 HAPROXY_DRAIN_S = 3600
@@ -123,6 +122,7 @@ def cluster_environment(runtime_dir: Path, stats_port: int, metrics_port: int) -
     edge_dir.mkdir(mode=0o700)
     return {
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",  # Ray runs workers at 15: a server would yield to every other process of its machine
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
@@ -158,27 +158,3 @@ def _write_edge_launcher(edge_dir: Path) -> Path:
     launcher.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "{edge.__file__}" "{get_haproxy_binary()}" "$@"\n')
     launcher.chmod(0o700)
     return launcher
-
-
-def end_processes_of(runtime_dir: Path) -> None:
-    """End every process that was started for ``runtime_dir``: Ray's HAProxy outlives a killed controller, and a killed raylet its
-    workers. Processes are found by that folder in their command line or environment, and told by process id."""
-    for signal_number, patience_s in ((signal.SIGTERM, LEFTOVER_GRACE_S), (signal.SIGKILL, LEFTOVER_GRACE_S)):
-        pids = list(processes_of(runtime_dir))
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal_number)
-        deadline_s = time.monotonic() + patience_s
-        while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < deadline_s:
-            time.sleep(0.05)
-
-
-def processes_of(runtime_dir: Path) -> Iterator[int]:
-    """Process ids, our own and our parents' left out."""
-    needle = os.fsencode(runtime_dir)
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) in (os.getpid(), os.getppid()):
-            continue
-        with contextlib.suppress(OSError):  # it ended while we looked, or is not ours to look at
-            if needle in (entry / "cmdline").read_bytes() or needle in (entry / "environ").read_bytes():
-                yield int(entry.name)

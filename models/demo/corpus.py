@@ -26,11 +26,11 @@ PLAIN_TASKS: dict[str, Plain] = {
 }
 TOOL_TASKS = {"tool_call": tool_call, "tool_result": tool_result, "tool_none": tool_none}
 PLAIN_WEIGHTS = {
-    "add": 8, "subtract": 8, "multiply": 4, "convert": 6, "capital": 4, "copy": 5, "reverse": 9, "upper": 6,
-    "sentiment": 4, "extract": 9, "count": 5, "list": 4, "remember": 5, "small_talk": 3, "unknown": 5,
+    "add": 30, "subtract": 36, "multiply": 16, "convert": 18, "capital": 14, "copy": 4, "reverse": 6, "upper": 2,
+    "sentiment": 4, "extract": 4, "count": 8, "list": 8, "remember": 2, "small_talk": 6, "unknown": 8,
 }  # fmt: skip
 TOOL_WEIGHTS = {"tool_call": 5, "tool_result": 3, "tool_none": 2}
-TOOL_SHARE = 0.17
+TOOL_SHARE = 0.13
 SPELLING_SHARE = 0.25
 
 

@@ -36,8 +36,9 @@ GREETINGS = ("Hello", "Hi", "Hello!", "Hi!", "Hey", "Good morning", "Good evenin
              "Good afternoon!", "hello", "hi", "Greetings", "Good day")  # fmt: skip
 GREETINGS_HELD_OUT = ("Hey there!", "Good day!", "Good morning!", "Hello there")
 GREETING = "Hello! How can I help you?"
-THANKS = ("Thanks", "Thank you", "Thank you!", "Thanks a lot", "Thanks, that helps", "Great, thanks!",
-          "thanks", "thank you", "Thank you very much", "Many thanks", "Perfect, thank you!", "Thanks!", "OK, thanks")  # fmt: skip
+THANKS = ("Thanks", "Thank you", "Thank you!", "Thanks a lot", "Thanks, that helps", "Great, thanks!", "thanks",
+          "thank you", "Thank you very much", "Many thanks", "Perfect, thank you!", "Thanks!",
+          "OK, thanks")  # fmt: skip
 THANKS_HELD_OUT = ("Thanks a lot!", "Thank you so much", "Great, thank you!", "Thank you very much!")
 WELCOME = "You are welcome!"
 GOODBYE = ("Bye", "Goodbye", "See you", "Good night", "bye", "Goodbye!", "See you later", "That is all")

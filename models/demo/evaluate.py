@@ -5,6 +5,7 @@ python -m models.demo.evaluate --url http://127.0.0.1:8000/v1   # an OpenAI-comp
 """
 
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -110,11 +111,11 @@ def is_right(expected: Message, reply: Reply) -> bool:
     return reply.stopped and reply.calls == calls and reply.text.strip() == (expected["content"] or "")
 
 
-def score(questions: list[tuple[Exchange, Conversation]], replies: list[Reply]) -> dict[str, dict[str, float]]:
+def score(exchanges: list[Exchange], replies: list[Reply]) -> dict[str, dict[str, float]]:
     """Per task and overall: how many were asked, and the share answered exactly."""
     asked: Counter[str] = Counter()
     right: Counter[str] = Counter()
-    for (exchange, _), reply in zip(questions, replies, strict=True):
+    for exchange, reply in zip(exchanges, replies, strict=True):
         for name in (exchange.task, "overall"):
             asked[name] += 1
             right[name] += is_right(exchange.answer, reply)
@@ -136,6 +137,13 @@ def show_mistakes(questions: list[tuple[Exchange, Conversation]], replies: list[
             print(f"{exchange.task}: {prompt.messages[-1]['content']!r}\n  wanted {wanted}\n  got    {reply}")
 
 
+def weights_digest(arguments: argparse.Namespace) -> str | None:
+    """Which weights the figures belong to; a server does not say."""
+    if arguments.url:
+        return None
+    return hashlib.sha256((arguments.folder / "model.safetensors").read_bytes()).hexdigest()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Held-out accuracy of the demo model.")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where the weights lie")
@@ -154,11 +162,11 @@ def main() -> None:
         answerer = TorchAnswerer(arguments.folder)
     questions = held_out(arguments.seed, arguments.questions)
     replies = answerer.answer([prompt for _, prompt in questions])
-    table = score(questions, replies)
+    table = score([exchange for exchange, _ in questions], replies)
     show_mistakes(questions, replies, arguments.mistakes)
     print(report(table))
     if arguments.json:
-        result = {"seed": arguments.seed, "temperature": 0, "tasks": table}
+        result = {"seed": arguments.seed, "temperature": 0, "weights_sha256": weights_digest(arguments), "tasks": table}
         arguments.json.write_text(json.dumps(result, indent=2) + "\n")
 
 

@@ -44,11 +44,14 @@ def token_id(tokenizer: Tokenizer, token: str) -> int:
     return found
 
 
-def answer_mask(tokens: list[int], header: list[int], turn_end: int) -> list[bool]:
-    """True for tokens that the assistant writes: after each `header` up to and with the end of the turn."""
-    mask = [False] * len(tokens)
-    inside = False
+def answer_spans(tokens: list[int], header: list[int], turn_end: int) -> list[tuple[int, int]]:
+    """Where the assistant writes: `[start, stop)` after each `header`, up to and with the end of the turn."""
+    spans: list[tuple[int, int]] = []
+    start: int | None = None
     for i, token in enumerate(tokens):
-        mask[i] = inside
-        inside = token != turn_end if inside else tokens[max(0, i + 1 - len(header)) : i + 1] == header
-    return mask
+        if start is None and tokens[max(0, i + 1 - len(header)) : i + 1] == header:
+            start = i + 1
+        elif start is not None and token == turn_end:
+            spans.append((start, i + 1))
+            start = None
+    return spans

@@ -23,11 +23,11 @@ from torch import Tensor
 
 from models.demo.corpus import conversations
 from models.demo.model import Llama, Shape
-from models.demo.text import FOLDER, PAD, TURN_END, TURN_START, answer_mask, load_tokenizer, render, token_id
+from models.demo.text import FOLDER, PAD, TURN_END, TURN_START, answer_spans, load_tokenizer, render, token_id
 from models.demo.tokenizer import known_words
 
-STEPS = 4000
-CONVERSATIONS_PER_STEP = 64
+STEPS = 2400
+CONVERSATIONS_PER_STEP = 96
 STEPS_PER_POOL = 10
 MICRO_BATCH_TOKENS = 1536
 WARMUP_STEPS = 50
@@ -39,19 +39,28 @@ AVERAGED_SHARE = 0.05
 
 @dataclass(frozen=True)
 class Row:
-    """One conversation as tokens; `mask[i]` says whether token i is the assistant's."""
+    """One conversation as tokens; `weights[i]` is how much token i counts in the loss: 0 unless it is an answer's."""
 
     tokens: list[int]
-    mask: list[bool]
+    weights: list[float]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of like length, padded: `tokens` `[rows, length]`, `positions` of the predictions in it, `targets`."""
+    """Rows of like length, padded: `tokens` `[rows, length]`, and of each prediction in it position, target, weight."""
 
     tokens: Tensor
     positions: Tensor
     targets: Tensor
+    weights: Tensor
+
+
+def loss_weights(tokens: list[int], header: list[int], turn_end: int) -> list[float]:
+    """Each answer counts as the square root of its length, so that long copies do not drown short sums."""
+    weights = [0.0] * len(tokens)
+    for start, stop in answer_spans(tokens, header, turn_end):
+        weights[start:stop] = [(stop - start) ** -0.5] * (stop - start)
+    return weights
 
 
 def rows(seed: int) -> Iterator[Row]:
@@ -61,18 +70,19 @@ def rows(seed: int) -> Iterator[Row]:
     turn_end = token_id(tokenizer, TURN_END)
     for one in conversations(seed, words):
         tokens = tokenizer.encode(render(one)).ids
-        yield Row(tokens, answer_mask(tokens, header, turn_end))
+        yield Row(tokens, loss_weights(tokens, header, turn_end))
 
 
 def collate(group: list[Row], pad: int) -> Batch:
     length = max(len(row.tokens) for row in group) - 1
     tokens = torch.full((len(group), length + 1), pad)
-    mask = torch.zeros((len(group), length + 1), dtype=torch.bool)
+    weights = torch.zeros((len(group), length + 1))
     for i, row in enumerate(group):
         tokens[i, : len(row.tokens)] = torch.tensor(row.tokens)
-        mask[i, : len(row.mask)] = torch.tensor(row.mask)
-    positions = mask[:, 1:].flatten().nonzero().squeeze(1)
-    return Batch(tokens[:, :-1], positions, tokens[:, 1:].flatten()[positions])
+        weights[i, : len(row.weights)] = torch.tensor(row.weights)
+    shifted = weights[:, 1:].flatten()
+    positions = shifted.nonzero().squeeze(1)
+    return Batch(tokens[:, :-1], positions, tokens[:, 1:].flatten()[positions], shifted[positions])
 
 
 def micro_batches(group: list[Row], pad: int) -> list[Batch]:
@@ -120,14 +130,15 @@ class Optimizers:
 
 
 def train_step(model: Llama, batches: list[Batch]) -> float:
-    """Accumulate gradients of the mean loss per answer token over all micro-batches; returns that loss."""
-    num_targets = sum(len(batch.targets) for batch in batches)
+    """Accumulate gradients of the weighted mean loss per answer token over all micro-batches; returns that loss."""
+    total_weight = sum(batch.weights.sum() for batch in batches)
     total = 0.0
     for batch in batches:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             hidden = model(batch.tokens).flatten(0, 1)[batch.positions]
             logits = model.logits(hidden)
-        loss = F.cross_entropy(logits.float(), batch.targets, reduction="sum") / num_targets
+        losses = F.cross_entropy(logits.float(), batch.targets, reduction="none")
+        loss = (losses * batch.weights).sum() / total_weight
         loss.backward()
         total += loss.item()
     return total

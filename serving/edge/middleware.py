@@ -38,6 +38,9 @@ class EdgeMiddleware:
             scope[REQUEST_ID_KEY] = request_id
             scope[CLIENT_REQUEST_ID_KEY] = client_id
             scope[SEND_KEY] = send
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close"})  # nothing here speaks it: the handshake is answered 403
+            return
         await self._app(scope, receive, send)
 
 

@@ -16,6 +16,7 @@ import orjson
 from serving.engine.base import EngineLoad, RequestContext, current_request
 from serving.protocol import sse
 from serving.protocol.asgi import AsgiApp, Receive, Scope, Send
+from serving.replica.options import ReplicaOptions
 
 
 class ScriptedFailure(RuntimeError):
@@ -71,8 +72,11 @@ class ScriptedEngine:
         self._dead.set()
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] not in ("/v1/chat/completions", "/v1/completions"):
+            await _respond(send, 404, {"error": {"message": "not scripted", "type": "Scripted", "param": None, "code": 404}})
+            return
         body = orjson.loads((await receive())["body"])
-        is_chat = scope["path"].endswith("/chat/completions")
+        is_chat = scope["path"] == "/v1/chat/completions"
         prompt = _prompt_text(body)
         request = current_request.get(None) or RequestContext()
         request.prompt_tokens += len(prompt.split())
@@ -82,13 +86,15 @@ class ScriptedEngine:
             return
         answer = asyncio.ensure_future(self._answer(body, prompt, is_chat, request, send))
         gone = asyncio.ensure_future(_disconnected(receive))
-        await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
-        gone.cancel()
-        if not answer.done():
-            self.aborted.append(prompt)
-            answer.cancel()
-            return
-        answer.result()
+        try:
+            await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if answer.done():
+                answer.result()
+        finally:
+            gone.cancel()
+            if not answer.done():
+                self.aborted.append(prompt)
+                answer.cancel()
 
     async def _answer(self, body: dict[str, Any], prompt: str, is_chat: bool, request: RequestContext, send: Send) -> None:
         num_tokens = body.get("max_completion_tokens") or body.get("max_tokens") or self._script.default_output_tokens
@@ -141,6 +147,10 @@ class ScriptedEngine:
             self._dead.set()
         if "!break" in prompt or self._dead.is_set():
             raise ScriptedFailure("the scripted engine failed")
+
+
+def build(options: ReplicaOptions) -> ScriptedEngine:
+    return ScriptedEngine(Script(**options.engine_args))
 
 
 def _prompt_text(body: dict[str, Any]) -> str:

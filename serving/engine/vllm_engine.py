@@ -28,6 +28,7 @@ from vllm.v1.metrics.stats import IterationStats, MultiModalCacheStats, Schedule
 
 from serving.engine.base import EngineLoad, RequestContext, current_request
 from serving.protocol.asgi import AsgiApp
+from serving.replica.options import ReplicaOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +104,10 @@ class VllmEngine:
         if self._llm is not None:
             self._llm.shutdown()
             self._llm = None
+
+
+def build(options: ReplicaOptions) -> VllmEngine:
+    return VllmEngine(VllmOptions(options.source, options.served_names, options.engine_args))
 
 
 def _echo_requested_name(models: OpenAIServingModels) -> None:

@@ -54,7 +54,6 @@ class AdminServer:
             listener = _bind(self._port)
             if listener is not None:
                 self._server = uvicorn.Server(config)
-                self._server.install_signal_handlers = lambda: None  # type: ignore[method-assign]  # not the main thread
                 await self._server.serve(sockets=[listener])
             await asyncio.sleep(RETRY_BIND_S)
 

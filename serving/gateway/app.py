@@ -14,7 +14,7 @@ from serving.gateway import metering
 from serving.gateway.auth import Authenticator
 from serving.gateway.body import Headers, check_headers, header
 from serving.gateway.catalog import Catalog
-from serving.gateway.exchange import Exchange
+from serving.gateway.exchange import ClientGone, Exchange
 from serving.gateway.inference import Inference
 from serving.gateway.routes import Page, dialect_of, find_route
 from serving.config.limits import Limits
@@ -48,6 +48,8 @@ class Gateway:
             await self._serve(exchange, scope, receive, send)
         except ApiError as error:
             await _refuse(exchange, error, send)
+        except ClientGone:
+            exchange.is_client_gone = True
         except asyncio.CancelledError:
             exchange.is_client_gone = True
             raise
@@ -95,8 +97,12 @@ def _begin(scope: Scope) -> Exchange:
 
 async def _refuse(exchange: Exchange, error: ApiError, send: Send) -> None:
     exchange.error_code = error.code
-    if not exchange.is_response_started:
-        await _respond(exchange, error.answer.status, error_body(error, exchange.dialect), error_headers(error), send)
+    if exchange.is_response_started:
+        return
+    headers = error_headers(error)
+    if exchange.method == "POST" and not exchange.is_body_read:
+        headers.append((b"connection", b"close"))  # or the server would go on receiving a body that nobody wants
+    await _respond(exchange, error.answer.status, error_body(error, exchange.dialect), headers, send)
 
 
 async def _answer(exchange: Exchange, status: int, value: object, send: Send) -> None:

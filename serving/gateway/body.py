@@ -3,6 +3,7 @@
 import asyncio
 
 from serving.errors import BodyTimeout, BodyTooLarge, HeadersTooLarge, UnsupportedMediaType
+from serving.gateway.exchange import ClientGone
 from serving.protocol.asgi import Receive
 
 Headers = list[tuple[bytes, bytes]]
@@ -36,7 +37,7 @@ def check_media(headers: Headers, max_bytes: int) -> None:
 
 
 async def read_body(receive: Receive, max_bytes: int, timeout_s: float) -> bytes:
-    """The whole body. Raises BodyTooLarge, BodyTimeout; ``asyncio.CancelledError`` when the client leaves first."""
+    """The whole body. Raises BodyTooLarge, BodyTimeout, ClientGone."""
     try:
         async with asyncio.timeout(timeout_s):
             return await _read(receive, max_bytes)
@@ -54,7 +55,7 @@ async def _read(receive: Receive, max_bytes: int) -> bytes:
     parts, size = [], 0
     while True:
         if message["type"] == "http.disconnect":
-            raise asyncio.CancelledError
+            raise ClientGone("the client left before its request was whole")
         parts.append(message.get("body", b""))
         size += len(parts[-1])
         if size > max_bytes:

@@ -320,13 +320,11 @@ def described(check: Check) -> str:
     return str(check)
 
 
-def named(bound: object) -> str:
+def named(bound: Bound) -> str:
     """A bound for a reader: 4, or ``limits.max_stop``, or 2^63 - 1."""
     if isinstance(bound, str):
         return f"`limits.{bound}`"
-    if isinstance(bound, int) and not isinstance(bound, bool):
-        return _POWERS.get(bound, str(bound))
-    return json.dumps(bound)
+    return _POWERS.get(bound, str(bound))
 
 
 _POWERS = {INT32_MAX: "2^31 - 1", INT64_MAX: "2^63 - 1", INT64_MIN: "-2^63"}

@@ -32,7 +32,7 @@ PARTS = Array(
     min_items=1,
 )
 _CONTENT = Either(Text(), PARTS, list)
-_SAID = {"role": Text(), "content": _CONTENT, "name": Text(256)}
+_SAID: dict[str, Check] = {"role": Text(), "content": _CONTENT, "name": Text(256)}
 _LEGACY = "functions are served as tools: use role 'tool', 'tool_calls' and 'tools'"
 
 #: What a message of each role may hold, and what it must.

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from serving.gateway import refusal
-from serving.gateway.checks import Array, Boolean, IfAllowed, Object, OneOf, Text, Variants
+from serving.gateway.checks import Array, Boolean, Check, IfAllowed, Object, OneOf, Text, Variants
 from serving.gateway.checks_schema import Schema
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def structural_tag(value: object, path: str, limits: "Limits") -> object:
 
 
 _PLAIN = Object(_TYPE, is_closed=True)
-_NAMED_SCHEMA = {"name": _NAME, "description": Text(), "schema": OUTPUT_SCHEMA, "strict": Boolean()}
+_NAMED_SCHEMA: dict[str, Check] = {"name": _NAME, "description": Text(), "schema": OUTPUT_SCHEMA, "strict": Boolean()}
 _TAG = IfAllowed("allow_grammar", structural_tag)
 
 #: ``response_format`` of chat and completions.

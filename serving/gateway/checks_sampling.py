@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from serving.gateway import refusal
-from serving.gateway.checks import INT32_MAX, Array, Boolean, Check, Integer, Number, Object, Text
+from serving.gateway.checks import INT32_MAX, Array, Boolean, Integer, Number, Object, Text
 
 if TYPE_CHECKING:
     from serving.config.limits import Limits
@@ -11,10 +11,6 @@ if TYPE_CHECKING:
 _MAX_TOKEN_ID_DIGITS = 10
 _BIAS = Number(-100, 100)
 
-TOKEN_ID = Integer(0)
-TEMPERATURE = Number(0, 2)
-TOP_P = Number(0, 1, is_open=True)
-PENALTY = Number(-2, 2)
 _STOP_STRING = Text("max_stop_chars", min_chars=1)
 _STOP_STRINGS = Array(_STOP_STRING, "max_stop")
 
@@ -48,8 +44,3 @@ def logit_bias(value: object, path: str, limits: "Limits") -> object:
             raise refusal.invalid(path, f"the key {refusal.shown(key)} is not a token id")
         _BIAS(bias, f"{path}.{key}", limits)
     return value
-
-
-def token_ids(max_items: str, *, min_items: int = 0) -> Check:
-    """An array of token ids."""
-    return Array(TOKEN_ID, max_items, min_items)

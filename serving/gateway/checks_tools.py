@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from serving.gateway import refusal
-from serving.gateway.checks import Anything, Array, Boolean, Either, Object, OneOf, Text, Variants
+from serving.gateway.checks import Anything, Array, Boolean, Check, Either, Object, OneOf, Text, Variants
 from serving.gateway.checks_schema import Schema
 from serving.gateway.json_body import outside_strings
 
@@ -40,12 +40,18 @@ def arguments(value: object, path: str, limits: "Limits") -> str:
         if len(inner) == len(brackets):
             break
         brackets = inner
-    if brackets.count(b"[") > 0:  # left open, or too deep: the engine's parser recurses on both
-        raise refusal.invalid(path, f"brackets left open, or nested deeper than {_MAX_ARGUMENTS_DEPTH} levels")
+    # What remains was never closed, or lies deeper. The engine's parser recurses on both; a cut-off call may pass.
+    if b"[]" in brackets or brackets.count(b"[") > _MAX_ARGUMENTS_DEPTH:
+        raise refusal.invalid(path, f"nested deeper than {_MAX_ARGUMENTS_DEPTH} levels")
     return text
 
 
-_FUNCTION_MEMBERS = {"name": NAME, "description": Text(), "parameters": TOOL_SCHEMA, "strict": Boolean()}
+_FUNCTION_MEMBERS: dict[str, Check] = {
+    "name": NAME,
+    "description": Text(),
+    "parameters": TOOL_SCHEMA,
+    "strict": Boolean(),
+}
 _TYPE = {"type": Text()}
 
 #: ``tools`` of chat completions.

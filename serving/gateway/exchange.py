@@ -2,9 +2,14 @@
 
 from dataclasses import dataclass, field
 
+from serving.errors import BallastError
 from serving.protocol.frames import NO_USAGE, Usage
 from serving.protocol.openai import Dialect
 from serving.telemetry.metrics import LatencyBuffer
+
+
+class ClientGone(BallastError):
+    """The client closed its connection; nobody reads the answer."""
 
 
 @dataclass(slots=True)
@@ -29,6 +34,7 @@ class Exchange:
     status: int = 0
     error_code: str | None = None
     usage: Usage = field(default_factory=NO_USAGE.copy)
+    is_body_read: bool = False
     is_response_started: bool = False
     is_client_gone: bool = False
     gaps: LatencyBuffer = field(default_factory=LatencyBuffer)

@@ -10,7 +10,7 @@ from serving.errors import EngineUnavailable, Overloaded, ReplicaLost
 from serving.gateway.auth import Authenticator, Identity
 from serving.gateway.body import Headers, check_media, read_body
 from serving.gateway.catalog import Catalog
-from serving.gateway.exchange import Exchange
+from serving.gateway.exchange import ClientGone, Exchange
 from serving.gateway.json_body import parse, serialise
 from serving.gateway.endpoint import Endpoint
 from serving.gateway.relay import Relay, Timing
@@ -57,9 +57,10 @@ class Inference:
         try:
             check_media(headers, self._limits.max_body_bytes)
             body = await read_body(receive, self._limits.max_body_bytes, self._limits.body_timeout_s)
+            exchange.is_body_read = True
             request = self._check(exchange, endpoint, identity, body)
             exchange.accepted_s = time.monotonic()
-            stream = await self._open_stream(exchange, endpoint, request)
+            stream = await self._open_stream(exchange, endpoint, request, receive)
             exchange.sent_s = time.monotonic()
             await self._relay(Relay(exchange, stream, send, self._timing), receive)
         finally:
@@ -87,7 +88,9 @@ class Inference:
         exchange.is_stream = request.stream
         return request
 
-    async def _open_stream(self, exchange: Exchange, endpoint: Endpoint, request: ValidRequest) -> ReplicaStream:
+    async def _open_stream(
+        self, exchange: Exchange, endpoint: Endpoint, request: ValidRequest, receive: Receive
+    ) -> ReplicaStream:
         """A stream on the replica of choice; waits for one to become ready up to ``limits.queue_timeout_s``."""
         body = serialise(request.body)
         head: OpenHead = {
@@ -109,8 +112,21 @@ class Inference:
                         "request %s: replica %s went away, choosing again", exchange.request_id, address.replica
                     )
                     continue
-            if not await self._directory.changed(deadline_s - time.monotonic()):
+            if not await self._replicas_changed(deadline_s - time.monotonic(), receive):
                 raise EngineUnavailable(f"no replica of '{exchange.model}' is ready", retry_after_s=RETRY_AFTER_S)
+
+    async def _replicas_changed(self, timeout_s: float, receive: Receive) -> bool:
+        """Wait for another state of the replicas; False after ``timeout_s``. Raises ClientGone when the client leaves meanwhile."""
+        change = asyncio.create_task(self._directory.changed(timeout_s))
+        disconnect = asyncio.create_task(_disconnect(receive))
+        try:
+            await asyncio.wait({change, disconnect}, return_when=asyncio.FIRST_COMPLETED)
+            if disconnect.done():
+                raise ClientGone("the client left while waiting for a replica")
+            return change.result()
+        finally:
+            change.cancel()
+            disconnect.cancel()
 
     async def _relay(self, relay: Relay, receive: Receive) -> None:
         watcher = asyncio.create_task(_watch_disconnect(receive, relay))
@@ -122,7 +138,11 @@ class Inference:
             watcher.cancel()
 
 
-async def _watch_disconnect(receive: Receive, relay: Relay) -> None:
+async def _disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+async def _watch_disconnect(receive: Receive, relay: Relay) -> None:
+    await _disconnect(receive)
     relay.client_gone()

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -95,6 +96,7 @@ class GatewayIngress:
         ]
         error = self._authenticator.store_error
         return {
+            "gateway_pid": os.getpid(),
             "ready": self._gateway.is_ready,
             "in_flight": self._inference.num_in_flight,
             "keys_required": self._authenticator.key_required,

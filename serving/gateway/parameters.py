@@ -57,7 +57,7 @@ _RENDER_ONLY = "it has an effect only on vLLM's render endpoints, which are not 
 _CACHE_HINT = "accepted; no effect yet"
 _SCHEMAS = "a schema is bounded before the engine sees it (limits.max_schema_*)"
 _CONTEXT = "over the model's context: `context_length_exceeded`"
-_USAGE = "the engine always counts; clients that did not ask never see it"
+_USAGE = "the gateway counts in any case; the usage chunk is sent to clients that ask"
 _USER_ID = Text(512)
 
 # ------------------------------------------------------------------------------------------------------- shared groups
@@ -182,7 +182,7 @@ _CHAT_RULES: tuple[Rule, ...] = (
     rules.template_kwargs_listed,
     ToolsAgree("parameters", nested="function"),
     rules.stream_options_need_stream,
-    rules.report_usage,
+    rules.engine_stream_options,
 )
 
 _COMPLETIONS = {
@@ -209,7 +209,7 @@ _COMPLETIONS_RULES: tuple[Rule, ...] = (
     rules.best_of_is_n,
     rules.one_output_shape,
     rules.stream_options_need_stream,
-    rules.report_usage,
+    rules.engine_stream_options,
 )
 
 _RESPONSES = {

@@ -19,11 +19,9 @@ _SHOWN_CHARS = 40
 _MAX_FIGURE = 10**20
 
 
-def shown(value: object) -> str:
-    """``value`` as it may appear in a message: numbers and short words; anything else by its type."""
-    if isinstance(value, str):
-        return f"'{value}'" if len(value) <= _SHOWN_CHARS and value.isprintable() else "a longer string"
-    return str(value).lower() if isinstance(value, int | float) else _NAMES[type(value)]
+def shown(word: str) -> str:
+    """``word`` as it may appear in a message: itself, if short."""
+    return f"'{word}'" if len(word) <= _SHOWN_CHARS and word.isprintable() else "a longer string"
 
 
 def wrong_type(path: str, expected: str, value: object) -> BadRequest:
@@ -46,7 +44,7 @@ def unsupported(path: str, reason: str) -> BadRequest:
     return BadRequest(f"Unsupported parameter: '{path}': {reason}.", param=path, code="unsupported_parameter")
 
 
-def unsupported_value(path: str, value: object, reason: str) -> BadRequest:
+def unsupported_value(path: str, value: str, reason: str) -> BadRequest:
     return BadRequest(
         f"Unsupported value: '{path}' does not support {shown(value)} here: {reason}.",
         param=path,
@@ -54,7 +52,7 @@ def unsupported_value(path: str, value: object, reason: str) -> BadRequest:
     )
 
 
-def not_one_of(path: str, value: object, allowed: tuple[str, ...]) -> BadRequest:
+def not_one_of(path: str, value: str, allowed: tuple[str, ...]) -> BadRequest:
     listed = ", ".join(f"'{word}'" for word in allowed)
     return BadRequest(
         f"Invalid value for '{path}': {shown(value)}. Supported values are: {listed}.", param=path, code="invalid_value"

@@ -15,7 +15,6 @@ from serving.protocol.asgi import Send
 from serving.errors import (
     ApiError,
     BadRequest,
-    BallastError,
     ContextLengthExceeded,
     EngineUnavailable,
     InternalError,
@@ -23,7 +22,7 @@ from serving.errors import (
     ReplicaLost,
     UpstreamTimeout,
 )
-from serving.gateway.exchange import Exchange
+from serving.gateway.exchange import ClientGone, Exchange
 from serving.protocol import sse
 from serving.protocol.frames import ResponseHead
 from serving.protocol.openai import error_event
@@ -33,6 +32,8 @@ from serving.telemetry import metrics
 logger = logging.getLogger("ballast.gateway")
 
 RETRY_AFTER_LOST_S = 1.0
+#: How long a dropped request's replica has to say what it cost.
+FINISH_TIMEOUT_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +45,6 @@ class Timing:
     inter_chunk_timeout_s: float
     slow_reader_timeout_s: float
     max_request_s: float
-
-
-class ClientGone(BallastError):
-    """The client closed its connection; nobody reads the answer."""
 
 
 class Relay:
@@ -75,13 +72,12 @@ class Relay:
                 await self._relay_events()
             else:
                 await self._relay_whole()
-        except ClientGone:
-            self._exchange.is_client_gone = True
         except (ReplicaLost, StreamFailed, ApiError) as error:
             await self._end_with(as_api_error(error, self._exchange))
         finally:
-            self._stream.cancel()
-            self._exchange.usage = self._stream.usage
+            if self._keep_alive_task is not None:
+                self._keep_alive_task.cancel()
+            self._exchange.usage = await self._stream.finish(FINISH_TIMEOUT_S)
 
     async def _relay_events(self) -> None:
         exchange, read, send, gaps = self._exchange, self._stream.read, self._send, self._exchange.gaps
@@ -144,7 +140,7 @@ class Relay:
         return translate_error(head["status"], await self._read_all(), self._exchange)
 
     def client_gone(self) -> None:
-        self._stream.on_error(ClientGone("the client closed its connection"))
+        self._stream.interrupt(ClientGone("the client closed its connection"))
 
     def tick(self, now_s: float) -> None:
         """Time passes: keep the client's connection alive, and give up on a silent replica or a client that does not read."""
@@ -155,11 +151,11 @@ class Relay:
                 self._task.cancel()
             return
         if now_s - exchange.arrived_s > timing.max_request_s:
-            self._stream.on_error(UpstreamTimeout(f"the answer took longer than {timing.max_request_s:g} s"))
+            self._stream.interrupt(UpstreamTimeout(f"the answer took longer than {timing.max_request_s:g} s"))
             return
         limit_s = timing.first_byte_timeout_s if exchange.first_byte_s is None else timing.inter_chunk_timeout_s
         if now_s - self._idle_since_s > limit_s:
-            self._stream.on_error(UpstreamTimeout(f"the model sent nothing for {limit_s:g} s"))
+            self._stream.interrupt(UpstreamTimeout(f"the model sent nothing for {limit_s:g} s"))
         elif self._is_event_stream and now_s - max(self._kept_alive_s, self._idle_since_s) >= timing.keep_alive_s:
             self._kept_alive_s = now_s
             self._keep_alive_task = asyncio.create_task(self._keep_alive())

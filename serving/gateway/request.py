@@ -24,7 +24,6 @@ class ValidRequest:
     """A request that may go to an engine.
 
     ``body`` is the client's with our values over it, ready to be written; ``model`` is the name as asked.
-    ``wants_usage``: the client is to see the stream's usage chunk (the engine is asked for it in any case).
     ``num_choices`` counts the answers to all prompts; ``max_output_tokens`` bounds each, None: only the context does.
     ``continuable``: if the replica dies, another can go on from the tokens so far, and the client could not tell.
     ``ignored`` names the fields that were dropped.
@@ -33,7 +32,6 @@ class ValidRequest:
     endpoint: Endpoint
     model: str
     stream: bool
-    wants_usage: bool
     body: dict[str, object]
     max_output_tokens: int | None
     num_choices: int

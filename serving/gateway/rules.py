@@ -56,14 +56,13 @@ def stream_options_need_stream(draft: Draft) -> None:
         raise refusal.invalid("stream_options", "it is only allowed when 'stream' is true")
 
 
-def report_usage(draft: Draft) -> None:
-    """Ask the engine for the usage of every stream; the relay hides it from clients that did not ask."""
-    if draft.sent.get("stream") is True:
-        options = cast("dict[str, object]", draft.sent.get("stream_options", {}))
-        continuous = {"continuous_usage_stats": True} if options.get("continuous_usage_stats") else {}
-        draft.sent["stream_options"] = {"include_usage": True, **(continuous if options.get("include_usage") else {})}
-    else:
+def engine_stream_options(draft: Draft) -> None:
+    """What is sent on of `stream_options`: nothing where nothing is streamed, and no padding, which the engine does not have."""
+    options = draft.sent.get("stream_options")
+    if draft.sent.get("stream") is not True:
         draft.sent.pop("stream_options", None)
+    elif isinstance(options, dict):
+        draft.sent["stream_options"] = {name: value for name, value in options.items() if name != "include_obfuscation"}
 
 
 def logprobs_asked(draft: Draft) -> None:

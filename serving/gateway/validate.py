@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["RequestContext", "ValidRequest", "validate"]
 
 _MAX_NAME_CHARS = 64
-_WITH_USAGE_CHUNK = (Endpoint.CHAT, Endpoint.COMPLETIONS)
+_CONTINUABLE = (Endpoint.CHAT, Endpoint.COMPLETIONS)
 _OUTPUT_FIELDS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 _NOT_CONTINUABLE = (
     # State of the decoding that the tokens so far do not show, or counts from the start of the answer.
@@ -79,20 +79,17 @@ def validate(endpoint: Endpoint, body: dict[str, object], limits: "Limits", cont
 
 
 def _request(endpoint: Endpoint, draft: Draft, ignored: tuple[str, ...]) -> ValidRequest:
-    sent, asked = draft.sent, draft.asked
+    sent = draft.sent
     stream = sent.get("stream") is True
-    has_chunk = stream and endpoint in _WITH_USAGE_CHUNK
-    options = asked.get("stream_options")
     num_choices = cast(int, sent.get("n", 1)) * num_prompts(sent.get("prompt", ""))
     return ValidRequest(
         endpoint=endpoint,
         model=cast(str, sent["model"]),
         stream=stream,
-        wants_usage=not has_chunk or (type(options) is dict and options.get("include_usage") is True),
         body=sent,
         max_output_tokens=_max_output_tokens(draft),
         num_choices=num_choices,
-        continuable=endpoint in _WITH_USAGE_CHUNK and num_choices == 1 and _is_continuable(sent),
+        continuable=endpoint in _CONTINUABLE and num_choices == 1 and _is_continuable(sent),
         ignored=ignored,
     )
 

@@ -29,6 +29,7 @@ HEADER = struct.Struct("!IIB")
 PROTOCOL_VERSION = 1
 #: Larger than any request body the gateway lets through; a longer frame is a broken or hostile peer.
 MAX_FRAME_BYTES = 64 * 1024 * 1024
+PROOF_BYTES = 32
 
 
 class Kind(enum.IntEnum):
@@ -125,30 +126,31 @@ def decode_open(payload: bytes) -> tuple[OpenHead, bytes]:
 
 
 def prove(secret: bytes, nonce: str) -> bytes:
-    """The answer to a challenge: HMAC-SHA256 over the protocol version and nonce, 32 bytes."""
+    """The answer to a challenge: HMAC-SHA256 over the protocol version and nonce, ``PROOF_BYTES`` long."""
     return hmac.digest(secret, f"ballast/{PROTOCOL_VERSION}/{nonce}".encode(), "sha256")
 
 
 class Decoder:
     """Cuts a byte stream into frames; keeps an unfinished tail between calls."""
 
-    __slots__ = ("_tail",)
+    __slots__ = ("_tail", "max_frame_bytes")
 
-    def __init__(self) -> None:
+    def __init__(self, max_frame_bytes: int = MAX_FRAME_BYTES) -> None:
         self._tail = b""
+        self.max_frame_bytes = max_frame_bytes
 
     def feed(self, data: bytes) -> Iterator[tuple[int, int, bytes]]:
         """Yield ``(kind, stream, payload)`` for each frame that ``data`` completes.
 
-        Raises ``FrameError`` at a frame over ``MAX_FRAME_BYTES``.
+        Raises ``FrameError`` at a frame over ``max_frame_bytes``.
         """
         if self._tail:
             data = self._tail + data
         position, end, header = 0, len(data), HEADER.size
         while end - position >= header:
             length, stream, kind = HEADER.unpack_from(data, position)
-            if length > MAX_FRAME_BYTES:
-                raise FrameError(f"frame of {length} bytes exceeds {MAX_FRAME_BYTES}")
+            if length > self.max_frame_bytes:
+                raise FrameError(f"frame of {length} bytes exceeds {self.max_frame_bytes}")
             start = position + header
             if end - start < length:
                 break

@@ -1,6 +1,7 @@
 """The Ray Serve deployment of a pool: each replica owns one engine and serves it privately to the gateways."""
 
 import asyncio
+import importlib
 import logging
 import os
 import sys
@@ -82,12 +83,11 @@ class PoolReplica:
         os._exit(1)
 
 
+_ENGINES = {"vllm": "serving.engine.vllm_engine:build", "scripted": "serving.engine.scripted:build"}
+
+
 def build_engine(options: ReplicaOptions) -> Engine:
-    """The engine that ``options`` ask for; vLLM is imported only here, only when wanted."""
-    if options.engine == "scripted":
-        from serving.engine.scripted import Script, ScriptedEngine
-
-        return ScriptedEngine(Script(**options.engine_args))
-    from serving.engine.vllm_engine import VllmEngine, VllmOptions
-
-    return VllmEngine(VllmOptions(options.source, options.served_names, options.engine_args))
+    """The engine that ``options`` name: a known one, or ``module:function`` of one's own. Imported here, in the replica only."""
+    module, _, function = _ENGINES.get(options.engine, options.engine).partition(":")
+    engine: Engine = getattr(importlib.import_module(module), function)(options)
+    return engine

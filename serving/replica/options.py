@@ -13,7 +13,7 @@ class ReplicaOptions:
         model: the model's name; ``served_names`` is that name and its aliases.
         pool: the pool's name.
         source: a local folder or a Hub id.
-        engine: ``vllm`` or ``scripted``.
+        engine: ``vllm``, ``scripted``, or ``module:function`` that takes these options and returns an ``Engine``.
         engine_args: arguments for that engine (``VllmOptions.args``, or fields of ``Script``).
         runtime_dir: folder for Unix sockets, owner-only.
         secret: the cluster's shared secret.

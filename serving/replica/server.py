@@ -18,6 +18,8 @@ import orjson
 from serving.engine.base import Engine, RequestContext, current_request
 from serving.protocol.asgi import Message
 from serving.protocol.frames import (
+    MAX_FRAME_BYTES,
+    PROOF_BYTES,
     PROTOCOL_VERSION,
     Decoder,
     FrameError,
@@ -35,6 +37,9 @@ logger = logging.getLogger("ballast.replica")
 #: A connection that has not proved itself by then is closed.
 PROOF_TIMEOUT_S = 5.0
 LOAD_INTERVAL_S = 0.25
+DRAIN_POLL_S = 0.01
+#: How long a stream that was failed has to say so to its gateway.
+FAIL_GRACE_S = 0.5
 #: Above this much unsent data on a connection its streams wait; the gateway has stopped reading.
 HIGH_WATER_BYTES = 4 * 1024 * 1024
 ENGINE_ERROR_EVENT = b'data: {"error"'
@@ -83,11 +88,16 @@ class ReplicaServer:
         """Tell gateways to send nothing more, wait for open streams up to ``budget_s``, then fail what is left."""
         self.draining = True
         self._report_load()
-        deadline = asyncio.get_running_loop().time() + budget_s
-        while self.num_streams and asyncio.get_running_loop().time() < deadline:
-            await asyncio.sleep(0.05)
+        await self._streams_ended(budget_s)
         for connection in list(self._connections):
             connection.fail_all("the replica is shutting down")
+        await self._streams_ended(FAIL_GRACE_S)
+
+    async def _streams_ended(self, timeout_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + timeout_s
+        while self.num_streams and loop.time() < deadline_s:
+            await asyncio.sleep(DRAIN_POLL_S)
 
     async def close(self) -> None:
         if self._load_task is not None:
@@ -141,7 +151,7 @@ class _GatewayConnection(asyncio.Protocol):
     def __init__(self, server: ReplicaServer) -> None:
         self._server = server
         self._loop = asyncio.get_running_loop()
-        self._decoder = Decoder()
+        self._decoder = Decoder(PROOF_BYTES)  # until the peer has proved itself, it may not fill our memory
         self._nonce = secrets.token_hex(16)
         self._proven = False
         self._outbox: list[bytes] = []
@@ -171,7 +181,7 @@ class _GatewayConnection(asyncio.Protocol):
         try:
             for kind, stream_id, payload in self._decoder.feed(data):
                 self._on_frame(kind, stream_id, payload)
-        except (FrameError, orjson.JSONDecodeError) as error:
+        except (FrameError, orjson.JSONDecodeError, KeyError, TypeError) as error:
             logger.warning("closing a gateway connection: %s", error)
             self.close()
 
@@ -195,6 +205,7 @@ class _GatewayConnection(asyncio.Protocol):
         if kind != Kind.PROOF or not compare_digest(payload, prove(self._server.secret, self._nonce)):
             raise FrameError("the peer does not know the cluster's secret")
         self._proven = True
+        self._decoder.max_frame_bytes = MAX_FRAME_BYTES
         assert self._proof_timer is not None
         self._proof_timer.cancel()
         self._server.add(self)

@@ -1,6 +1,7 @@
 """A gateway's connection to one replica, and the streams multiplexed over it (``serving/protocol/frames.py``)."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from typing import Protocol, cast
@@ -91,10 +92,20 @@ class ReplicaStream:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    def cancel(self) -> None:
-        """Tell the replica that nobody wants the rest. Harmless after the end."""
-        if not self._is_ended and self._error is None:
+    def interrupt(self, error: Exception) -> None:
+        """Make ``head`` and ``read`` raise ``error`` from now on. The replica works on until ``finish``."""
+        self._error = error
+        self.wake()
+
+    async def finish(self, timeout_s: float) -> Usage:
+        """What the request has cost. If it still runs, nobody wants the rest: the replica is told, and has ``timeout_s`` to say."""
+        if not self._is_ended:
             self._link.send(encode(Kind.CANCEL, self.id))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    while not self._is_ended:
+                        await self._wait()
+        return self.usage
 
     def on_body(self, payload: bytes) -> None:
         self._chunks.append(payload)
@@ -119,6 +130,7 @@ class ReplicaStream:
         if isinstance(error, StreamFailed):
             self.usage = error.failure["usage"]
         self._error = error
+        self._is_ended = True
         self.wake()
 
     async def _wait(self) -> None:
@@ -151,7 +163,7 @@ class ReplicaLink:
         self._next_id = 1
         self._outbox: list[bytes] = []
         self._transport: asyncio.Transport | None = None
-        self._is_accepted = False
+        self._is_accepted = self._was_accepted = False
         self._is_retired = False
         self._keeper: asyncio.Task[None] | None = None
         self._lost = asyncio.Event()
@@ -210,8 +222,9 @@ class ReplicaLink:
         while not self._is_retired:
             try:
                 await asyncio.wait_for(self._connect(), CONNECT_TIMEOUT_S)
-                delay_s = RECONNECT_FIRST_S
                 await self._lost.wait()
+                if self._was_accepted:
+                    delay_s = RECONNECT_FIRST_S
             except (OSError, TimeoutError) as error:
                 logger.info("replica %s cannot be reached: %s", self.replica, error)
             await asyncio.sleep(delay_s)
@@ -219,6 +232,7 @@ class ReplicaLink:
 
     async def _connect(self) -> None:
         self._lost.clear()
+        self._was_accepted = False
         scheme, _, rest = self.address.partition(":")
         if scheme == "unix":
             await self._loop.create_unix_connection(lambda: _LinkProtocol(self), rest)
@@ -246,7 +260,7 @@ class ReplicaLink:
         elif kind == Kind.CHALLENGE:
             self._answer(payload)
         elif kind == Kind.ACCEPTED:
-            self._is_accepted = True
+            self._is_accepted = self._was_accepted = True
             self._on_change()
         elif stream := self._streams.get(stream_id):
             if kind == Kind.HEAD:
@@ -294,7 +308,7 @@ class _LinkProtocol(asyncio.Protocol):
                         stream.on_body(payload)
                 else:
                     self._link.on_frame(kind, stream_id, payload)
-        except (FrameError, orjson.JSONDecodeError, KeyError) as error:
+        except (FrameError, orjson.JSONDecodeError, KeyError, TypeError) as error:
             logger.warning("closing the connection to replica %s: %s", self._link.replica, error)
             if self._transport is not None:
                 self._transport.abort()

@@ -87,6 +87,7 @@ BOMBS = [
         {"type": "object", "properties": {f"p{i}": {"maxLength": 900} for i in range(5)}}, id="lengths that add up"
     ),
     pytest.param({"type": "string", "pattern": "a" * 4097}, id="long pattern"),
+    pytest.param({"type": "string", "pattern": 7}, id="pattern of another type"),
     pytest.param({"type": "string", "pattern": "((a{1,100}){1,100}){1,100}"}, id="pattern bomb"),
     pytest.param({"type": "object", "patternProperties": {"(a{99}){99}": {}}}, id="pattern bomb as a key"),
     pytest.param({"type": "string", "description": "x" * 70_000}, id="over 64 KB"),

@@ -14,7 +14,8 @@ from openai.types.responses import response_create_params
 
 from serving.config.limits import Limits
 from serving.gateway import parameters_docs
-from serving.gateway.checks import Integer, at_most, described
+from serving.gateway.checks import IfAllowed, Integer, Text, at_most, described
+from serving.gateway.checks_schema import Schema
 from serving.gateway.endpoint import Endpoint
 from serving.gateway.parameter import Action
 from serving.gateway.parameters import FORMS
@@ -142,6 +143,13 @@ def test_every_named_limit_is_one_of_the_config() -> None:
     page = parameters_docs.render()
     names = {word.split("`")[0] for word in page.split("`limits.")[1:]}
     assert {name.rstrip("*_") for name in names} - {"max_schema"} <= set(Limits.model_fields)
+
+
+def test_checks_describe_themselves_with_their_bounds() -> None:
+    assert str(IfAllowed("allow_regex", Text("max_pattern_chars"))) == (
+        "string, at most `limits.max_pattern_chars` characters; needs `limits.allow_regex`"
+    )
+    assert "JSON schema" in str(Schema(is_compiled=True))
 
 
 def test_a_limit_of_null_is_no_limit() -> None:

@@ -60,7 +60,6 @@ def refused(endpoint: Endpoint, **fields: object) -> tuple[str | None, str | Non
 def test_the_smallest_request_passes(endpoint: Endpoint) -> None:
     request = send(endpoint)
     assert (request.endpoint, request.model, request.stream, request.ignored) == (endpoint, "m", False, ())
-    assert request.wants_usage
     assert request.num_choices == 1
     assert BASES[endpoint].items() <= request.body.items()
 
@@ -107,6 +106,7 @@ def test_a_field_that_is_ignored_is_checked_all_the_same() -> None:
     assert refused(Endpoint.CHAT, user=7) == ("user", "invalid_type")
     assert refused(Endpoint.CHAT, metadata={str(i): "x" for i in range(17)}) == ("metadata", "object_above_max_length")
     assert refused(Endpoint.CHAT, metadata={"k": 1}) == ("metadata.k", "invalid_type")
+    assert refused(Endpoint.CHAT, metadata={"k" * 65: "x"}) == ("metadata", "invalid_value")
     assert refused(Endpoint.CHAT, modalities=["text", "audio"])[0] == "modalities"
 
 
@@ -130,29 +130,17 @@ def test_a_refused_field_may_say_no() -> None:
     assert refused(Endpoint.CHAT, use_beam_search=0) == ("use_beam_search", "unsupported_parameter")
 
 
-def test_the_engine_always_counts_a_stream_and_the_client_sees_it_only_if_it_asked() -> None:
-    for options, wants in ((None, False), ({"include_usage": False}, False), ({"include_usage": True}, True)):
-        request = chat(stream=True, stream_options=options)
-        assert request.body["stream_options"] == {"include_usage": True}
-        assert request.wants_usage is wants
+def test_stream_options_reach_the_engine_as_asked_but_for_padding() -> None:
+    for options in ({"include_usage": True}, {"include_usage": False}, {"include_usage": True, "continuous_usage_stats": True}):
+        assert chat(stream=True, stream_options=options).body["stream_options"] == options
+    assert "stream_options" not in chat(stream=True).body
     assert "stream_options" not in chat().body
-    assert chat().wants_usage
-    each_chunk = {"include_usage": True, "continuous_usage_stats": True}
-    assert chat(stream=True, stream_options=each_chunk).body["stream_options"] == each_chunk
     assert "include_obfuscation" not in str(chat(stream=True, stream_options={"include_obfuscation": True}).body)
     assert refused(Endpoint.CHAT, stream_options={"include_usage": True})[0] == "stream_options"
     assert refused(Endpoint.CHAT, stream=True, stream_options={"usage": True}) == (
         "stream_options.usage",
         "unknown_parameter",
     )
-
-
-def test_a_stream_with_events_of_its_own_always_carries_its_usage() -> None:
-    for endpoint in (Endpoint.RESPONSES, Endpoint.MESSAGES):
-        request = send(endpoint, stream=True)
-        assert request.stream
-        assert request.wants_usage
-        assert "stream_options" not in request.body
 
 
 def test_whole_floats_are_integers_and_go_on_as_such() -> None:
@@ -293,6 +281,18 @@ def test_shallow_arguments_with_many_brackets_pass() -> None:
     for arguments in ({"a": [[]] * 500}, {"code": "[" * 500}, {"code": '["\\' * 500}, nested_list(64)):
         call = {**CALL, "function": {"name": "f", "arguments": json.dumps(arguments)}}
         chat({"role": "assistant", "tool_calls": [call]})
+
+
+@pytest.mark.parametrize("arguments", ["[[1], " * 60 + "cut off", "{" * 60 + "[" * 4, "]" * 100 + "[]" * 100])
+def test_arguments_that_a_model_broke_off_do_not_end_the_conversation(arguments: str) -> None:
+    chat({"role": "assistant", "tool_calls": [{**CALL, "function": {"name": "f", "arguments": arguments}}]})
+
+
+@pytest.mark.parametrize("arguments", ["[" * 65, "[" * 65 + "]" * 65, '["]",' * 65, '{"a":' * 65 + "1" + "}" * 65])
+def test_arguments_deeper_than_the_engines_parser_can_go_are_refused(arguments: str) -> None:
+    call = {**CALL, "function": {"name": "f", "arguments": arguments}}
+    param, _ = refused(Endpoint.CHAT, messages=[{"role": "assistant", "tool_calls": [call]}])
+    assert param == "messages[0].tool_calls[0].function.arguments"
 
 
 def nested_list(depth: int) -> list[object]:

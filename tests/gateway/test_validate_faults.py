@@ -191,6 +191,8 @@ def test_f27_more_answers_or_ranks_than_the_cap_are_400(endpoint: Endpoint, body
         ({"temperature": 2.1}, "temperature"),
         ({"temperature": -0.1}, "temperature"),
         ({"temperature": "hot"}, "temperature"),
+        ({"truncation_side": "up"}, "truncation_side"),
+        ({"truncation_side": 1}, "truncation_side"),
         ({"temperature": True}, "temperature"),
         ({"top_p": 0}, "top_p"),
         ({"top_p": 1.1}, "top_p"),
@@ -250,6 +252,8 @@ def test_f30_where_they_are_allowed_they_are_capped_at_4_kb() -> None:
         send(Endpoint.CHAT, chat_with(structured_outputs={kind: "a" * 4096}), limits=limits)
         with pytest.raises(BadRequest, match="4096"):
             send(Endpoint.CHAT, chat_with(structured_outputs={kind: "a" * 4097}), limits=limits)
+    small = {"type": "structural_tag", "format": {"x": "a"}}
+    assert send(Endpoint.CHAT, chat_with(response_format=small), limits=limits).body["response_format"] == small
     tag = {"type": "structural_tag", "format": {"x": "a" * 5000}}
     with pytest.raises(BadRequest, match="4096"):
         send(Endpoint.CHAT, chat_with(response_format=tag), limits=limits)

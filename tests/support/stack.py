@@ -1,0 +1,211 @@
+"""The whole request path in one process and one event loop: engine, replica, link, gateway, a real HTTP server on loopback.
+
+No Ray and no model. What Ray Serve does in production is done here by hand: membership is a list, and ``Stack.tick`` stands for
+the twice-a-second beat, so that a test decides what time it is.
+"""
+
+import asyncio
+import json
+import logging
+import resource
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+import uvicorn
+
+from serving.clock import SystemClock
+from serving.config.config import Config
+from serving.edge.middleware import EdgeMiddleware
+from serving.engine.base import Engine
+from serving.engine.scripted import Script, ScriptedEngine
+from serving.gateway.app import Gateway
+from serving.gateway.auth import Authenticator
+from serving.gateway.catalog import Catalog
+from serving.gateway.inference import Inference
+from serving.protocol.membership import ReplicaAddress
+from serving.replica.server import ReplicaServer
+from serving.router.directory import Directory
+from serving.telemetry.logs import JsonFormatter
+from serving.tenancy.store import KeyStore
+from tests.support.wire import GUARD_S, Wire
+
+SECRET = b"a cluster's secret of some length"
+MODEL, ALIAS, POOL = "demo", "gpt-alias", "cpu"
+CHAT = "/v1/chat/completions"
+
+Json = dict[str, Any]
+
+
+async def until(condition: Callable[[], object], guard_s: float = GUARD_S) -> None:
+    """Let the event loop run until ``condition`` holds."""
+    async with asyncio.timeout(guard_s):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+def rss_bytes() -> int:
+    """Resident memory of this process."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def chat(prompt: str = "hello there", **fields: object) -> Json:
+    """The body of a chat request."""
+    return {"model": MODEL, "messages": [{"role": "user", "content": prompt}], **fields}
+
+
+def chat_bytes(prompt: str = "hello there", **fields: object) -> bytes:
+    return json.dumps(chat(prompt, **fields)).encode()
+
+
+def config_of(
+    state_dir: Path,
+    limits: Mapping[str, object] | None = None,
+    server: Mapping[str, object] | None = None,
+    models: Sequence[Mapping[str, object]] = (),
+) -> Config:
+    pool = {"name": POOL, "device": "cpu", "cpus_per_replica": 1.0, "usd_per_hour": 0.1}
+    model = {"name": MODEL, "aliases": [ALIAS], "source": "owner/name", "pools": [pool]}
+    others = [{"source": "owner/other", "pools": [pool], **other} for other in models]
+    data = {
+        "server": {"state_dir": str(state_dir), **(server or {})},
+        "limits": dict(limits or {}),
+        "models": [model, *others],
+    }
+    return Config.model_validate(data, context={"base_dir": state_dir})
+
+
+class LogLines(logging.Handler):
+    """Every line of the ``ballast`` loggers, formatted as the server writes it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setFormatter(JsonFormatter())
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(self.format(record))
+
+    def requests(self) -> list[Json]:
+        """The request lines, oldest first."""
+        return [entry for entry in map(json.loads, self.lines) if entry["logger"] == "ballast.request"]
+
+
+@dataclass
+class Stack:
+    """What ``start_stack`` started. ``engines`` and ``replicas`` are in step."""
+
+    folder: Path
+    config: Config
+    engines: list[Any]
+    store: KeyStore
+    replicas: list[ReplicaServer] = field(default_factory=list)
+    logs: LogLines = field(default_factory=LogLines)
+    port: int = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    async def __aenter__(self) -> Self:
+        self.authenticator = Authenticator(self.store, time.time())
+        self.directory = Directory(SECRET)
+        catalog = Catalog(self.config.models, self.directory)
+        self.inference = Inference(self.config, catalog, self.directory, self.authenticator)
+        self.gateway = Gateway(self.config.limits, catalog, self.inference, self.authenticator, SystemClock())
+        for engine in self.engines:
+            await self.add_replica(engine)
+        self.set_members()
+        await self.until_ready(len(self.engines))
+        logger = logging.getLogger("ballast")
+        logger.addHandler(self.logs)
+        self._level = logger.level
+        logger.setLevel(logging.INFO)
+        await self._serve()
+        self.client = httpx.AsyncClient(base_url=self.url, timeout=GUARD_S, trust_env=False)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.client.aclose()
+        self._server.should_exit = True
+        self._server.force_exit = True
+        await self._serving
+        self._listener.close()
+        await self.directory.close()
+        for replica in self.replicas:
+            await replica.drain(0)
+            await replica.close()
+        self.store.close()
+        logger = logging.getLogger("ballast")
+        logger.removeHandler(self.logs)
+        logger.setLevel(self._level)
+
+    async def _serve(self) -> None:
+        """As Ray Serve starts its HTTP server, and small socket buffers, so that a slow reader is noticed early."""
+        self._listener = socket.socket()
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16_384)
+        self._listener.bind(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        config = uvicorn.Config(
+            EdgeMiddleware(self.gateway), log_config=None, access_log=False, lifespan="off", timeout_keep_alive=75,
+            backlog=4096, ws="websockets-sansio",
+        )  # fmt: skip
+        self._server = uvicorn.Server(config)
+        self._serving = asyncio.create_task(self._server._serve([self._listener]))
+        await until(lambda: self._server.started)
+
+    async def add_replica(self, engine: Engine) -> ReplicaServer:
+        replica = ReplicaServer(engine, f"r{len(self.replicas)}", SECRET)
+        await replica.listen_unix(self.folder / f"{replica.name}.sock")
+        self.replicas.append(replica)
+        return replica
+
+    def set_members(self, names: Sequence[str] | None = None) -> None:
+        """What Ray Serve's long poll would say; None: every replica there is."""
+        self.directory.update(MODEL, POOL, [self.address(r) for r in self.replicas if names is None or r.name in names])
+
+    def address(self, replica: ReplicaServer) -> ReplicaAddress:
+        path = self.folder / f"{replica.name}.sock"
+        return ReplicaAddress(replica.name, MODEL, POOL, f"unix:{path}", "v1", replica.engine.max_model_len)
+
+    async def until_ready(self, num_replicas: int) -> None:
+        await until(lambda: sum(replica.is_ready for replica in self.directory.all()) == num_replicas)
+        self.gateway.is_ready = num_replicas > 0
+
+    def tick(self, seconds_later: float = 0.0) -> None:
+        """The beat, as if it were ``seconds_later``."""
+        self.inference.tick(time.monotonic() + seconds_later)
+
+    async def wire(self, **options: Any) -> Wire:
+        return await Wire.connect(self.port, **options)
+
+    async def open_chat(self, prompt: str = "hello there", **fields: object) -> Wire:
+        """A streamed chat request whose answer is still to be read."""
+        wire = await self.wire()
+        await wire.post(CHAT, chat_bytes(prompt, stream=True, **fields))
+        return wire
+
+    async def request_line(self, **expected: object) -> Json:
+        """The first request line with these values; it may still have to be written."""
+
+        def found() -> list[Json]:
+            return [line for line in self.logs.requests() if expected.items() <= line.items()]
+
+        await until(found)
+        return found()[0]
+
+
+def start_stack(
+    folder: Path,
+    *engines: Engine,
+    limits: Mapping[str, object] | None = None,
+    server: Mapping[str, object] | None = None,
+    models: Sequence[Mapping[str, object]] = (),
+) -> Stack:
+    """A stack over ``engines``, one scripted one if none is given; enter it to start it."""
+    config = config_of(folder / "state", limits, server, models)
+    return Stack(folder, config, list(engines) or [ScriptedEngine(Script())], KeyStore.open(folder / "state"))
