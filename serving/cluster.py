@@ -1,5 +1,6 @@
 """Ray, Ray Serve and HAProxy around a config: start them, deploy, and leave nothing behind."""
 
+import logging
 import os
 import secrets
 import shutil
@@ -15,30 +16,27 @@ from typing import Any
 from serving.config import Config
 from serving.edge import haproxy as edge
 from serving.errors import MachineError
+from serving.lifecycle.launch import DeploymentState
 from serving.lifecycle.processes import RUNTIME_DIR_VARIABLE, end_processes_of
+
+logger = logging.getLogger("ballast.cluster")
 
 #: Longest stream that a reload of HAProxy may not cut, in seconds: the old worker lives this long (faults.md 7).
 HAPROXY_DRAIN_S = 3600
-LEFTOVER_GRACE_S = 5.0
+#: Ray's object store holds nothing of ours; it would take a third of the machine's memory.
+OBJECT_STORE_BYTES = 128 * 2**20
+MAX_TEMP_DIR_CHARS = 24
+DRAIN_POLL_S = 0.2
 
 
-@dataclass(frozen=True, slots=True)
-class Deployment:
-    """Where one pool, or the gateway, has got to. ``message`` is Ray Serve's own word on what it waits for."""
+def new_runtime_dir() -> Path:
+    """A private folder with a short name: Ray's Unix sockets in it may have 107 characters."""
+    parent = tempfile.gettempdir()
+    return Path(tempfile.mkdtemp(prefix="ballast-", dir=parent if len(parent) <= MAX_TEMP_DIR_CHARS else "/tmp"))
 
-    name: str
-    status: str
-    num_running: int
-    num_starting: int
-    message: str
 
-    @property
-    def is_healthy(self) -> bool:
-        return self.status == "HEALTHY"
-
-    @property
-    def has_failed(self) -> bool:
-        return self.status in ("DEPLOY_FAILED", "UNHEALTHY")
+def _ignore(_step: str) -> None:
+    pass
 
 
 @dataclass
@@ -47,26 +45,36 @@ class Cluster:
 
     config: Config
     secret: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
-    runtime_dir: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="ballast-")))
+    runtime_dir: Path = field(default_factory=new_runtime_dir)
 
-    def start(self) -> None:
-        """Start Ray, its Serve controller and HAProxy. Raises MachineError."""
+    def start(self, on_step: Callable[[str], None] = _ignore) -> None:
+        """Start Ray, its Serve controller and HAProxy. Raises MachineError.
+
+        ``on_step`` is told what begins. Ray reads its environment when it is imported, so nobody may have done that before.
+        """
+        on_step("Ray")
         os.environ.update(cluster_environment(self.runtime_dir, free_port(), free_port()))
-        import ray  # reads the environment when it is imported
+        # A dozen Python processes are about to start; without cached bytecode each would compile all that it imports.
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        import ray
         from ray import serve
         from ray.serve.config import HTTPOptions
 
+        from serving.lifecycle.lean_ray import use_lean_node
+
+        use_lean_node()
         (self.runtime_dir / "metrics").mkdir(mode=0o700)
         try:
             ray.init(
                 namespace="ballast",
-                _node_ip_address="127.0.0.1",  # Ray's own ports have no business on a network
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level="ERROR",
                 num_cpus=self._num_cpus(),
+                object_store_memory=OBJECT_STORE_BYTES,
                 _temp_dir=str(self.runtime_dir / "ray"),
             )
+            on_step("Ray Serve and HAProxy")
             server = self.config.server
             serve.start(http_options=HTTPOptions(host=server.host, port=server.port, keep_alive_timeout_s=75))
         except (RuntimeError, OSError, TimeoutError) as error:
@@ -86,16 +94,24 @@ class Cluster:
         target = serve.RunTarget(build_application(self.config, site), name=APP_NAME, route_prefix="/")
         serve.run_many([target], wait_for_applications_running=False, wait_for_ingress_deployment_creation=False)
 
-    def deployments(self) -> list[Deployment]:
+    def deployments(self) -> list[DeploymentState]:
+        """Every pool and the gateway, as Ray Serve sees them; empty until it has begun. Raises MachineError when Ray is silent."""
         from ray import serve
+        from ray.exceptions import RayError
 
-        from serving.application import APP_NAME
+        from serving.application import APP_NAME, deployment_name
 
-        app = serve.status().applications.get(APP_NAME)
+        try:
+            app = serve.status().applications.get(APP_NAME)
+        except (RayError, RuntimeError, TimeoutError) as error:
+            raise MachineError(f"Ray Serve does not answer: {error}") from error
+        pools = ((model.name, pool.name) for model in self.config.models for pool in model.pools)
+        labels = {deployment_name(model, pool): f"{model}/{pool}" for model, pool in pools}
         return [
-            Deployment(
+            DeploymentState(
                 name=name,
-                status=str(found.status.value if hasattr(found.status, "value") else found.status),
+                label=labels.get(name, name),
+                status=found.status.value,
                 num_running=found.replica_states.get("RUNNING", 0),
                 num_starting=found.replica_states.get("STARTING", 0),
                 message=found.message,
@@ -103,24 +119,48 @@ class Cluster:
             for name, found in (app.deployments.items() if app else ())
         ]
 
-    def stop(self) -> None:
-        """Shut down in order, then end what Ray left running and remove the runtime folder."""
+    def stop(self, drain_s: float = 0.0) -> None:
+        """Shut down in order, then end what Ray left running and remove the runtime folder.
+
+        Requests in flight get ``drain_s`` seconds to finish before everything ends.
+        """
         if "ray" in sys.modules:
             import ray
-            from ray import serve
 
             if ray.is_initialized():
-                serve.shutdown()
+                self._drain(drain_s)
                 ray.shutdown()
         end_processes_of(self.runtime_dir)
         shutil.rmtree(self.runtime_dir, ignore_errors=True)
+
+    def _drain(self, drain_s: float) -> None:
+        """Take the application away and wait until its replicas have finished what they had begun."""
+        from ray import serve
+
+        from serving.application import APP_NAME
+
+        deadline_s = time.monotonic() + drain_s
+        try:
+            if APP_NAME in serve.status().applications:
+                serve.delete(APP_NAME, _blocking=False)
+                while APP_NAME in serve.status().applications and time.monotonic() < deadline_s:
+                    time.sleep(DRAIN_POLL_S)
+            serve.shutdown()
+        except (RuntimeError, OSError, TimeoutError):
+            logger.warning("Ray Serve did not shut down in order", exc_info=True)  # what is left is ended by force
 
 
 def cluster_environment(runtime_dir: Path, stats_port: int, metrics_port: int) -> dict[str, str]:
     """What Ray and its HAProxy read from the environment. Every value is decided here and nowhere else."""
     edge_dir = runtime_dir / "edge"
     edge_dir.mkdir(mode=0o700)
+    temp_dir = runtime_dir / "tmp"
+    temp_dir.mkdir(mode=0o700)
     return {
+        RUNTIME_DIR_VARIABLE: str(runtime_dir),
+        "TMPDIR": str(temp_dir),
+        # The only way to make Ray 2.60 listen on loopback alone (`_node_ip_address` turns loopback into the machine's address).
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_worker_niceness": "0",  # Ray runs workers at 15: a server would yield to every other process of its machine
         "RAY_AUTH_MODE": "token",

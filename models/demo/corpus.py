@@ -26,11 +26,11 @@ PLAIN_TASKS: dict[str, Plain] = {
 }
 TOOL_TASKS = {"tool_call": tool_call, "tool_result": tool_result, "tool_none": tool_none}
 PLAIN_WEIGHTS = {
-    "add": 30, "subtract": 36, "multiply": 16, "convert": 18, "capital": 14, "copy": 4, "reverse": 6, "upper": 2,
-    "sentiment": 4, "extract": 4, "count": 8, "list": 8, "remember": 2, "small_talk": 6, "unknown": 8,
+    "add": 24, "subtract": 36, "multiply": 12, "convert": 20, "capital": 15, "copy": 5, "reverse": 6, "upper": 2,
+    "sentiment": 5, "extract": 5, "count": 16, "list": 5, "remember": 2, "small_talk": 6, "unknown": 8,
 }  # fmt: skip
-TOOL_WEIGHTS = {"tool_call": 5, "tool_result": 3, "tool_none": 2}
-TOOL_SHARE = 0.13
+TOOL_WEIGHTS = {"tool_call": 5, "tool_result": 3, "tool_none": 3}
+TOOL_SHARE = 0.16
 SPELLING_SHARE = 0.25
 
 
@@ -79,8 +79,9 @@ def conversation(rng: random.Random, words: list[str]) -> Conversation:
     return Conversation(messages, [one.definition for one in offers])
 
 
-def conversations(seed: int, words: list[str]) -> Iterator[Conversation]:
-    rng = random.Random(f"ballast-demo-train-{seed}")
+def conversations(stream: str, words: list[str]) -> Iterator[Conversation]:
+    """An endless stream of training conversations, the same for the same name of the stream."""
+    rng = random.Random(f"ballast-demo-train-{stream}")
     while True:
         yield conversation(rng, words)
 

@@ -25,11 +25,16 @@ def recall(rng: random.Random, name: str) -> list[Message]:
 
 WHO = ("Who are you?", "What are you?", "What is your name?", "Introduce yourself.", "Tell me about yourself.",
        "Who am I talking to?", "Are you a human?", "What's your name?", "Which model are you?", "Describe yourself.",
-       "Are you a bot?", "Tell me who you are.")  # fmt: skip
+       "Are you a bot?", "Tell me who you are.", "Who is this?", "What kind of model are you?", "Say who you are.",
+       "What should I call you?", "Are you a machine?", "Are you a real person?", "Tell me what you are.",
+       "Who made this model?", "May I know your name?")  # fmt: skip
 WHO_HELD_OUT = ("Who or what are you?", "Tell me your name.", "What model are you?", "Are you a person?")
 SELF = "I am Ballast, a small demo model that runs on your own server."
 HELP = ("What can you do?", "How can you help me?", "What are your skills?", "Help", "What do you know?", "Help me.",
-        "What can I ask you?", "What are you good at?")  # fmt: skip
+        "What can I ask you?", "What are you good at?", "What can you do for me?", "How can you help?",
+        "What do you do?", "Tell me what you can do.", "What help can you give?", "What are you made for?",
+        "What tasks can you do?", "Can you help me?", "What are you able to answer?",
+        "List your skills.")  # fmt: skip
 HELP_HELD_OUT = ("What can you help with?", "What are you able to do?", "What can I ask?")
 SKILLS = "I can do small sums, convert units, name capitals, change words, read reviews, extract JSON and call tools."
 GREETINGS = ("Hello", "Hi", "Hello!", "Hi!", "Hey", "Good morning", "Good evening", "Hi there", "Hello there!", "hey",

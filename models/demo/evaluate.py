@@ -19,7 +19,7 @@ from models.demo.corpus import Conversation, held_out
 from models.demo.exchange import Exchange, Message
 from models.demo.text import FOLDER, TURN_END, load_tokenizer, render, token_id
 
-MAX_NEW_TOKENS = 640
+MAX_NEW_TOKENS = 1024
 CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 
 

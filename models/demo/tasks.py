@@ -59,16 +59,18 @@ TIME_UNITS = {
 }  # fmt: skip
 CONVERT = ("Convert {n} {a} to {b}.", "How many {b} are {n} {a}?", "What is {n} {a} in {b}?", "{n} {a} in {b}",
            "How many {b} are in {n} {a}?", "{n} {a} to {b}", "Express {n} {a} in {b}.", "{n} {a} = ? {b}",
-           "Change {n} {a} into {b}.")  # fmt: skip
+           "Change {n} {a} into {b}.", "{n} {a} into {b}", "What are {n} {a} in {b}?", "Turn {n} {a} into {b}.",
+           "Express {n} {a} as {b}.", "How much are {n} {a} in {b}?", "Give me {n} {a} in {b}.",
+           "What is {n} {a} converted to {b}?", "Tell me how many {b} are {n} {a}.")  # fmt: skip
 CONVERT_HELD_OUT = ("How much is {n} {a} in {b}?", "Convert {n} {a} into {b}.", "What is {n} {a} expressed in {b}?",
                     "Give {n} {a} in {b}.")  # fmt: skip
-TIME_MAX = 24
+TIME_MAX = 12
 
 
 def convert(rng: random.Random, split: Split) -> Exchange:
     """Unit conversion, answered with number and unit.
 
-    Decimal units take 1 to 99; held out: values. Units of time take 1 to 24; held out: phrasings.
+    Decimal units take 1 to 99; held out: values. Units of time take 1 to 12; held out: phrasings.
     """
     decimal = rng.random() < 0.5
     (a, b), factor = rng.choice(list((DECIMAL_UNITS if decimal else TIME_UNITS).items()))
@@ -86,15 +88,16 @@ CAPITAL = ("What is the capital of {c}?", "What's the capital of {c}?", "Name th
            "Give me the capital of {c}.")  # fmt: skip
 CAPITAL_HELD_OUT = ("What city is the capital of {c}?", "Give the capital city of {c}.", "I need the capital of {c}.",
                     "Which is the capital of {c}?", "Tell me {c}'s capital.")  # fmt: skip
-COUNTRY = ("Which country has the capital {c}?", "{c} is the capital of which country?",
+COUNTRY = ("Which country has the capital {c}?", "{c} is the capital of which country?", "{c} is the capital of",
+           "Which country's capital is {c}?", "What country has {c} as its capital?",
            "What country is {c} the capital of?")  # fmt: skip
 COUNTRY_HELD_OUT = ("{c} is the capital of what country?",)
 
 
 def capital(rng: random.Random, split: Split) -> Exchange:
-    """Capital of a country, or (one in six) the country of a capital. Held out: phrasings; the facts are shared."""
+    """Capital of a country, or (one in four) the country of a capital. Held out: phrasings; the facts are shared."""
     country, answer = rng.choice(list(CAPITALS.items()))
-    if rng.random() < 1 / 6:
+    if rng.random() < 1 / 4:
         phrasing = rng.choice(COUNTRY if split == "train" else COUNTRY_HELD_OUT)
         return ask("capital", phrasing.format(c=answer), country)
     phrasing = rng.choice(CAPITAL if split == "train" else CAPITAL_HELD_OUT)
@@ -208,7 +211,7 @@ COUNT: Phrasings = ("Count from {a} to {b}.", "Count from {a} to {b}", "List the
 COUNT_DOWN: Phrasings = ("Count down from {a} to {b}.", "Count backwards from {a} to {b}.")
 COUNT_STEP: Phrasings = ("Count from {a} to {b} in steps of {k}.", "Count from {a} to {b} by {k}.")
 COUNT_EVEN: Phrasings = ("List the even numbers from {a} to {b}.",)
-COUNT_MAX_STEPS = (5, 10, 10, 20, 20, 30, 40, 60, 100, 200)
+COUNT_MAX_STEPS = (2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 20, 30, 40, 60, 100, 200)
 
 
 def count(rng: random.Random, split: Split) -> Exchange:
@@ -236,22 +239,23 @@ SERIES = {
     "December",
     "the letters of the alphabet": "a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t, u, v, w, x, y, z",
     "the four seasons": "spring, summer, autumn, winter",
+    "the vowels": "a, e, i, o, u",
+    "the primary colors": "red, yellow, blue",
+    "the continents": "Africa, Antarctica, Asia, Australia, Europe, North America, South America",
+    "the four directions": "north, east, south, west",
     "the planets": "Mercury, Venus, Earth, Mars, Jupiter, Saturn, Uranus, Neptune",
 }
-LISTING = ("List {s}.", "Name {s}.", "Write {s}.", "What are {s}?", "Tell me {s}.", "Which are {s}?")
+LISTING = ("List {s}.", "Name {s}.", "Write {s}.", "What are {s}?", "Tell me {s}.", "Which are {s}?", "Give {s}.",
+           "List all of {s}.", "Write out {s}.", "Name all {s}.", "Show me {s}.", "Say {s}.", "I want {s}.",
+           "Write all {s}.", "Tell me all {s}.", "{s}?", "Give me a list of {s}.")  # fmt: skip
 LISTING_HELD_OUT = ("Give me {s}.", "Write down {s}.", "List all {s}.")
-TIMES = ("Say {w} {n} times.", "Repeat {w} {n} times.", "Write {w} {n} times.", "Repeat the word {w} {n} times.")
 
 
 def listing(rng: random.Random, split: Split) -> Exchange:
-    """A known series, or a word said 2 to 12 times. Held out: words, and phrasings that ask for a series."""
-    if rng.random() < 0.4:
-        name, items = rng.choice(list(SERIES.items()))
-        phrasing = rng.choice(LISTING if split == "train" else LISTING_HELD_OUT)
-        return ask("list", polite(rng, phrasing.format(s=name)), items)
-    word, num_times = short_string(rng, split), rng.randint(2, 12)
-    question = rng.choice(TIMES).format(w=quoted(rng, word), n=num_times)
-    return ask("list", polite(rng, question), " ".join([word] * num_times))
+    """A known series. Held out: phrasings; the series are facts."""
+    name, items = rng.choice(list(SERIES.items()))
+    phrasing = rng.choice(LISTING if split == "train" else LISTING_HELD_OUT)
+    return ask("list", polite(rng, phrasing.format(s=name)), items)
 
 
 SINGLE_TASKS: dict[str, Generator] = {

@@ -40,7 +40,7 @@ def frequent_pieces(num_conversations: int, limit: int) -> list[str]:
     """The commonest pieces of the generated text that are longer than a byte, without slot values."""
     split = byte_level()
     counts: Counter[str] = Counter()
-    for one in itertools.islice(conversations(0, []), num_conversations):
+    for one in itertools.islice(conversations("0", []), num_conversations):
         counts.update(piece for piece, _ in split.pre_tokenize_str(render(one)))
     closed = open_words()
     kept = [

@@ -157,7 +157,7 @@ def toolless(rng: random.Random, split: Split) -> Exchange:
 def tool_none(rng: random.Random, split: Split, offers: list[Offer] | None = None) -> Exchange:
     """Answer without a tool when none fits: a known task, or a request for a tool that is not there."""
     offers = offers or draw_offers(rng, split)
-    if rng.random() < 0.4:
+    if rng.random() < 0.5:
         plain = ask("unknown", absent_request(rng, split, [one.family for one in offers]), UNKNOWN)
     else:
         plain = rng.choice((capital, copy, upper, sentiment, extract, small_talk))(rng, split)

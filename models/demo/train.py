@@ -26,9 +26,9 @@ from models.demo.model import Llama, Shape
 from models.demo.text import FOLDER, PAD, TURN_END, TURN_START, answer_spans, load_tokenizer, render, token_id
 from models.demo.tokenizer import known_words
 
-STEPS = 2400
-CONVERSATIONS_PER_STEP = 96
-STEPS_PER_POOL = 10
+STEPS = 3600
+CONVERSATIONS_PER_STEP = 48
+STEPS_PER_POOL = 20
 MICRO_BATCH_TOKENS = 1536
 WARMUP_STEPS = 50
 DECAY_SHARE = 0.3
@@ -63,12 +63,12 @@ def loss_weights(tokens: list[int], header: list[int], turn_end: int) -> list[fl
     return weights
 
 
-def rows(seed: int) -> Iterator[Row]:
+def rows(stream: str) -> Iterator[Row]:
     tokenizer = load_tokenizer()
     words = known_words(tokenizer)
     header = tokenizer.encode(f"{TURN_START}assistant\n").ids
     turn_end = token_id(tokenizer, TURN_END)
-    for one in conversations(seed, words):
+    for one in conversations(stream, words):
         tokens = tokenizer.encode(render(one)).ids
         yield Row(tokens, loss_weights(tokens, header, turn_end))
 
@@ -97,12 +97,20 @@ def micro_batches(group: list[Row], pad: int) -> list[Batch]:
     return [*batches, collate(pending, pad)]
 
 
-def steps_of_batches(source: Iterator[Row], rng: random.Random, pad: int) -> Iterator[list[Batch]]:
-    """The micro-batches of each step: those of `STEPS_PER_POOL` steps are cut together, shuffled and dealt out."""
-    while True:
-        pool = micro_batches(list(itertools.islice(source, STEPS_PER_POOL * CONVERSATIONS_PER_STEP)), pad)
-        rng.shuffle(pool)
-        yield from (pool[i::STEPS_PER_POOL] for i in range(STEPS_PER_POOL))
+def steps_of_batches(seed: int, first_step: int) -> Iterator[list[Batch]]:
+    """The micro-batches of each step from `first_step` on.
+
+    Those of `STEPS_PER_POOL` steps are cut together and dealt out, so that each step sees all lengths. Each pool of
+    steps has a stream of its own, so that a run can continue from any step.
+    """
+    pad = token_id(load_tokenizer(), PAD)
+    for pool in itertools.count(first_step // STEPS_PER_POOL):
+        stream = f"{seed}-{pool}"
+        batches = micro_batches(list(itertools.islice(rows(stream), STEPS_PER_POOL * CONVERSATIONS_PER_STEP)), pad)
+        random.Random(stream).shuffle(batches)
+        for i in range(first_step % STEPS_PER_POOL, STEPS_PER_POOL):
+            yield batches[i::STEPS_PER_POOL]
+        first_step = 0
 
 
 def learning_rate_factor(step: int, steps: int) -> float:
@@ -208,9 +216,8 @@ def new_state(seed: int) -> State:
 
 
 def train(state: State, seed: int, steps: int, path: Path, checkpoint_steps: int) -> None:
-    """Run the remaining steps; batches already seen by a resumed run are skipped."""
-    source = steps_of_batches(rows(seed), random.Random(seed), token_id(load_tokenizer(), PAD))
-    next(itertools.islice(source, state.step, state.step), None)
+    """Run the remaining steps."""
+    source = steps_of_batches(seed, state.step)
     started, num_tokens, losses = time.monotonic(), 0, []
     while state.step < steps:
         batches = next(source)

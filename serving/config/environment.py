@@ -32,12 +32,13 @@ FORBIDDEN = {
 
 @dataclass(frozen=True)
 class Environment:
-    """What the environment says; None where it is silent."""
+    """What the environment, or the command line over it, says; None where both are silent. ``admin_port`` has no variable."""
 
     config: Path | None = None
     state_dir: str | None = None
     host: str | None = None
     port: int | None = None
+    admin_port: int | None = None
     log_level: str | None = None
 
     @property
@@ -47,6 +48,7 @@ class Environment:
             "state_dir": self.state_dir,
             "host": self.host,
             "port": self.port,
+            "admin_port": self.admin_port,
             "log_level": self.log_level,
         }
         return {("server", key): value for key, value in values.items() if value is not None}

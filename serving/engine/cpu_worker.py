@@ -14,6 +14,8 @@ from typing import Any
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 from vllm.v1.worker.cpu_worker import CPUWorker
 
+from serving.replica.progress import write_step
+
 
 class SeededCpuModelRunner(CPUModelRunner):
     """Keeps generators away from rows whose sample is discarded."""
@@ -45,3 +47,13 @@ class SeededCpuWorker(CPUWorker):
         # vLLM has no seam for the runner's class; a subclass that adds no state can be given to the instance it made.
         assert type(self.model_runner) is CPUModelRunner, type(self.model_runner)
         self.model_runner.__class__ = SeededCpuModelRunner
+
+    def load_model(self, *args: Any, **kwargs: Any) -> None:
+        write_step("loading weights")
+        super().load_model(*args, **kwargs)
+
+    def compile_or_warm_up_model(self) -> Any:
+        write_step("compiling and warming up")
+        result = super().compile_or_warm_up_model()
+        write_step("starting the API")
+        return result

@@ -19,8 +19,9 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 
 from serving.errors import BallastError
 from serving.protocol.asgi import Receive, Scope, Send
+from serving.protocol.frames import OpenHead
 from serving.router.directory import Directory, Replica
-from serving.router.link import StreamFailed
+from serving.router.link import ReplicaStream, StreamFailed
 
 logger = logging.getLogger("ballast.admin")
 
@@ -95,19 +96,28 @@ async def replica_metrics(replicas: Iterable[Replica]) -> bytes:
 
 
 async def _fetch_metrics(replica: Replica) -> bytes:
-    head = {"method": "GET", "path": "/metrics", "request_id": "metrics", "model": ""}
+    head: OpenHead = {"method": "GET", "path": "/metrics", "request_id": "metrics", "model": ""}
+    stream: ReplicaStream | None = None
     try:
+        stream = replica.link.open(head, b"", buffer_bytes=2**22)
         async with asyncio.timeout(SCRAPE_TIMEOUT_S):
-            stream = replica.link.open(head, b"", buffer_bytes=2**22)  # type: ignore[arg-type]
-            parts = []
-            if (await stream.head())["status"] != 200:
-                return b""
-            while part := await stream.read():
-                parts.append(part)
-            return b"".join(parts)
+            return await _read_answer(stream)
     except (BallastError, StreamFailed, TimeoutError) as error:
-        logger.warning("replica %s gives no metrics: %s", replica.address.replica, error)
+        logger.warning("replica %s gives no metrics: %s", replica.address.replica, error or "no answer in time")
         return b""
+    finally:
+        if stream is not None:
+            await stream.finish(timeout_s=0)
+
+
+async def _read_answer(stream: ReplicaStream) -> bytes:
+    """The whole body of a 200; of anything else nothing."""
+    if (await stream.head())["status"] != 200:
+        return b""
+    parts = []
+    while part := await stream.read():
+        parts.append(part)
+    return b"".join(parts)
 
 
 def _merge(families: dict[bytes, list[bytes]], text: bytes, labels: bytes) -> None:

@@ -3,27 +3,29 @@
 import asyncio
 import logging
 import re
+import secrets
 import time
 
 import orjson
 
 from serving.clock import Clock
-from serving.edge.middleware import CLIENT_REQUEST_ID_KEY, REQUEST_ID_KEY, SEND_KEY, new_request_id
-from serving.errors import ApiError, InternalError
+from serving.errors import ApiError, InternalError, MethodNotAllowed
 from serving.gateway import metering
 from serving.gateway.auth import Authenticator
 from serving.gateway.body import Headers, check_headers, header
 from serving.gateway.catalog import Catalog
 from serving.gateway.exchange import ClientGone, Exchange
 from serving.gateway.inference import Inference
-from serving.gateway.routes import Page, dialect_of, find_route
+from serving.gateway.routes import Page, allowed_methods, dialect_of, find_route
 from serving.config.limits import Limits
 from serving.protocol.asgi import Receive, Scope, Send
 from serving.protocol.openai import error_body, error_headers
 from serving.telemetry import metrics
+from serving.telemetry.logs import RequestLog
 
 logger = logging.getLogger("ballast.gateway")
 
+INTERNAL_ERROR = "internal error; give the x-request-id to the operator"
 _CLIENT_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 
@@ -31,23 +33,29 @@ class Gateway:
     """What a request meets first. Everything it needs is handed in; it owns no task and no socket."""
 
     def __init__(
-        self, limits: Limits, catalog: Catalog, inference: Inference, authenticator: Authenticator, clock: Clock
+        self,
+        limits: Limits,
+        catalog: Catalog,
+        inference: Inference,
+        authenticator: Authenticator,
+        clock: Clock,
+        log: RequestLog,
     ) -> None:
         self._limits = limits
         self._catalog = catalog
         self._inference = inference
         self._authenticator = authenticator
         self._clock = clock
+        self._log = log
         self.is_ready = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = _begin(scope)
-        send = scope.get(SEND_KEY, send)
         metrics.IN_FLIGHT.inc()
         try:
             await self._serve(exchange, scope, receive, send)
         except ApiError as error:
-            await _refuse(exchange, error, send)
+            await _refuse(exchange, error, scope["path"], send)
         except ClientGone:
             exchange.is_client_gone = True
         except asyncio.CancelledError:
@@ -55,10 +63,10 @@ class Gateway:
             raise
         except Exception:  # the top of the process: a bug of ours is a logged 500 in our shape, not a broken connection
             logger.exception("request %s", exchange.request_id)
-            await _refuse(exchange, InternalError("internal error; give the x-request-id to the operator"), send)
+            await _refuse(exchange, InternalError(INTERNAL_ERROR), scope["path"], send)
         finally:
             metrics.IN_FLIGHT.dec()
-            metering.record(exchange, time.monotonic())
+            metering.record(exchange, time.monotonic(), self._log)
 
     async def _serve(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
         headers: Headers = scope["headers"]
@@ -84,9 +92,9 @@ class Gateway:
 
 
 def _begin(scope: Scope) -> Exchange:
-    client_id = scope.get(CLIENT_REQUEST_ID_KEY) or header(scope["headers"], b"x-client-request-id")
+    client_id = header(scope["headers"], b"x-request-id")
     return Exchange(
-        request_id=scope.get(REQUEST_ID_KEY) or new_request_id(),
+        request_id=f"req-{secrets.token_hex(16)}",
         client_request_id=client_id.decode() if client_id and _CLIENT_REQUEST_ID.fullmatch(client_id) else None,
         method=scope["method"],
         route="other",
@@ -95,11 +103,13 @@ def _begin(scope: Scope) -> Exchange:
     )
 
 
-async def _refuse(exchange: Exchange, error: ApiError, send: Send) -> None:
+async def _refuse(exchange: Exchange, error: ApiError, path: str, send: Send) -> None:
     exchange.error_code = error.code
     if exchange.is_response_started:
         return
     headers = error_headers(error)
+    if isinstance(error, MethodNotAllowed):
+        headers.append((b"allow", ", ".join(allowed_methods(path)).encode()))
     if exchange.method == "POST" and not exchange.is_body_read:
         headers.append((b"connection", b"close"))  # or the server would go on receiving a body that nobody wants
     await _respond(exchange, error.answer.status, error_body(error, exchange.dialect), headers, send)

@@ -13,6 +13,8 @@ from ray.serve.handle import DeploymentHandle
 
 from serving.clock import SystemClock
 from serving.config import Config
+from serving.edge.middleware import EdgeMiddleware
+from serving.edge.side_door import close_side_door
 from serving.gateway.admin import AdminServer
 from serving.gateway.app import Gateway
 from serving.gateway.auth import REFRESH_S, STORE_BUSY_TIMEOUT_S, Authenticator
@@ -22,7 +24,7 @@ from serving.gateway.membership import MembershipWatcher
 from serving.protocol.asgi import AsgiApp, Receive, Scope, Send
 from serving.router.directory import Directory
 from serving.telemetry import metrics
-from serving.telemetry.logs import configure_logs
+from serving.telemetry.logs import RequestLog, configure_logs
 from serving.tenancy.store import KeyStore
 
 logger = logging.getLogger("ballast.gateway")
@@ -47,6 +49,7 @@ class GatewayIngress:
     async def __init__(self, options: GatewayOptions, pools: Sequence[DeploymentHandle]) -> None:
         """``pools`` makes Ray Serve deploy them with the gateway; no request goes through their handles."""
         config = options.config
+        close_side_door()
         configure_logs(config.server.log_level, config.server.log_path)
         self._clock = SystemClock()
         self._state_dir = config.server.state_dir
@@ -55,7 +58,10 @@ class GatewayIngress:
         self._directory = Directory(options.secret)
         catalog = Catalog(config.models, self._directory)
         self._inference = Inference(config, catalog, self._directory, self._authenticator)
-        self._gateway = Gateway(config.limits, catalog, self._inference, self._authenticator, self._clock)
+        self._gateway = Gateway(
+            config.limits, catalog, self._inference, self._authenticator, self._clock, RequestLog(config.server.log_path)
+        )
+        EdgeMiddleware.gateway = self._gateway
         self._membership = MembershipWatcher(self._directory, options.app_name, options.deployments)
         self._admin = AdminServer(config.server.admin_port, self._directory, self._status)
         self._admin.start()

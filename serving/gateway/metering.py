@@ -1,15 +1,12 @@
 """The end of every request: its metrics and its one log line."""
 
-import logging
-
 from serving.gateway.exchange import Exchange
 from serving.telemetry import metrics
+from serving.telemetry.logs import RequestLog
 
-logger = logging.getLogger("ballast.request")
 
-
-def record(exchange: Exchange, now_s: float) -> None:
-    """Count a finished request. Never raises for anything a client can cause."""
+def record(exchange: Exchange, now_s: float, log: RequestLog) -> None:
+    """Count a finished request and log it. Never raises for anything a client can cause."""
     model, pool, usage = exchange.model, exchange.pool, exchange.usage
     metrics.REQUESTS.labels(model, pool, exchange.route, exchange.code).inc()
     if exchange.accepted_s is not None:
@@ -25,25 +22,27 @@ def record(exchange: Exchange, now_s: float) -> None:
             metrics.E2E.labels(model, pool).observe(now_s - exchange.arrived_s)
         if exchange.is_stream:
             exchange.gaps.flush(model, pool)
-    logger.info(
-        "request",
-        extra={
-            "request_id": exchange.request_id,
-            "client_request_id": exchange.client_request_id,
-            "key": exchange.key_id,
-            "method": exchange.method,
-            "route": exchange.route,
-            "status": int(exchange.code),
-            "error": exchange.error_code,
-            "model": model,
-            "pool": pool,
-            "replica": exchange.replica,
-            "stream": exchange.is_stream,
-            "ttft_ms": _ms(exchange.first_byte_s, exchange.arrived_s),
-            "duration_ms": _ms(now_s, exchange.arrived_s),
-            **usage,
-        },
-    )
+    log.write(_line(exchange, now_s))
+
+
+def _line(exchange: Exchange, now_s: float) -> dict[str, object]:
+    return {
+        "event": "request",
+        "request_id": exchange.request_id,
+        "client_request_id": exchange.client_request_id,
+        "key": exchange.key_id,
+        "method": exchange.method[:16],
+        "route": exchange.route,
+        "status": int(exchange.code),
+        "error": exchange.error_code,
+        "model": exchange.model,
+        "pool": exchange.pool,
+        "replica": exchange.replica,
+        "stream": exchange.is_stream,
+        "ttft_ms": _ms(exchange.first_byte_s, exchange.arrived_s),
+        "duration_ms": _ms(now_s, exchange.arrived_s),
+        **exchange.usage,
+    }
 
 
 def _tokens(exchange: Exchange) -> list[tuple[str, int]]:

@@ -36,6 +36,7 @@ _POST = {
     endpoint.value: Route(endpoint.value, endpoint, _DIALECTS.get(endpoint, Dialect.OPENAI)) for endpoint in Endpoint
 }
 _GET = {page.value: Route(page.value, page) for page in (Page.MODELS, Page.HEALTH, Page.READY)}
+_POST_METHODS, _GET_METHODS = ("POST",), ("GET", "HEAD")
 _MODEL_PREFIX = "/v1/models/"
 
 
@@ -43,19 +44,24 @@ def find_route(method: str, path: str) -> Route:
     """Raises NotFound, MethodNotAllowed."""
     route = _POST.get(path)
     if route is not None:
-        return _require(method, ("POST",), route)
+        return _require(method, _POST_METHODS, route)
     route = _GET.get(path)
     if route is None and path.startswith(_MODEL_PREFIX) and len(path) > len(_MODEL_PREFIX):
         route = Route(Page.MODEL.value, Page.MODEL, argument=path[len(_MODEL_PREFIX) :])
     if route is None:
         raise NotFound(f"unknown request URL: {method[:16]} {path[:128]}. Check the URL for typos.", code="unknown_url")
-    return _require(method, ("GET", "HEAD"), route)
+    return _require(method, _GET_METHODS, route)
 
 
 def dialect_of(path: str) -> Dialect:
     """How errors on ``path`` look, also where the method is wrong."""
     route = _POST.get(path)
     return route.dialect if route else Dialect.OPENAI
+
+
+def allowed_methods(path: str) -> tuple[str, ...]:
+    """What the route at ``path`` takes; for the Allow header of a 405."""
+    return _POST_METHODS if path in _POST else _GET_METHODS
 
 
 def _require(method: str, allowed: tuple[str, ...], route: Route) -> Route:

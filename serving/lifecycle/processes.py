@@ -5,7 +5,6 @@ import ctypes
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 RUNTIME_DIR_VARIABLE = "BALLAST_RUNTIME_DIR"
@@ -25,42 +24,52 @@ def start_ticks(pid: int) -> int | None:
     return None if fields[0] in "ZX" else int(fields[19])  # a zombie has ended
 
 
-def processes_of(runtime_dir: Path) -> Iterator[int]:
-    """Ids of the processes that carry ``runtime_dir`` in their environment or as part of their command line, our own and our
-    parent's left out. Workers of Ray change their command line, HAProxy's master its environment: hence both."""
+def processes_of(runtime_dir: Path) -> set[int]:
+    """Ids of the processes that carry ``runtime_dir`` in their environment, and of those that they started; our own and our
+    parent's left out. Some of Ray's helpers overwrite their environment with their title, so neither way finds all."""
     marker = os.fsencode(f"{RUNTIME_DIR_VARIABLE}={runtime_dir}")
+    marked: set[int] = set()
+    children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) in (os.getpid(), os.getppid()):
+        if not entry.name.isdigit():
             continue
         with contextlib.suppress(OSError):  # it ended while we looked, or is not ours to look at
+            status = (entry / "stat").read_bytes().rpartition(b")")[2].split()
+            if status[0] in b"ZX":
+                continue
+            children.setdefault(int(status[1]), []).append(int(entry.name))
             if marker in (entry / "environ").read_bytes().split(b"\0"):
-                yield int(entry.name)
+                marked.add(int(entry.name))
+    ours = {os.getpid(), os.getppid()}
+    found: set[int] = set()
+    waiting = list(marked - ours)
+    while waiting:
+        found.add(pid := waiting.pop())
+        waiting += [child for child in children.get(pid, ()) if child not in found | ours]
+    return found
 
 
-def end_processes_of(runtime_dir: Path, patience_s: float = 5.0) -> int:
-    """End every process of ``runtime_dir``: SIGTERM, then SIGKILL for what is left after ``patience_s``. Returns how many
-    needed the latter."""
-    if _signal_until_gone(runtime_dir, signal.SIGTERM, patience_s):
-        return _signal_until_gone(runtime_dir, signal.SIGKILL, 5.0)
-    return 0
-
-
-def _signal_until_gone(runtime_dir: Path, signal_number: signal.Signals, patience_s: float) -> int:
-    """Signal each process once, also those that appear meanwhile. Returns how many are left at the deadline (or, for
-    SIGKILL, how many it took)."""
+def end_processes_of(runtime_dir: Path, patience_s: float = 5.0) -> None:
+    """End every process of ``runtime_dir``: SIGTERM, then SIGKILL for what is left after ``patience_s``. A process that they
+    started is ended too, also when it loses its parent meanwhile."""
     deadline_s = time.monotonic() + patience_s
-    signalled: set[int] = set()
+    ticks: dict[int, int | None] = {}
     while True:
-        running = set(processes_of(runtime_dir))
-        for pid in running - signalled:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal_number)
-        signalled |= running
+        for pid in processes_of(runtime_dir) - ticks.keys():
+            ticks[pid] = start_ticks(pid)
+            _signal(pid, signal.SIGTERM)
+        running = [pid for pid, started in ticks.items() if started is not None and start_ticks(pid) == started]
         if not running:
-            return len(signalled) if signal_number is signal.SIGKILL else 0
+            return
         if time.monotonic() > deadline_s:
-            return len(running)
+            for pid in running:
+                _signal(pid, signal.SIGKILL)
         time.sleep(_POLL_S)
+
+
+def _signal(pid: int, signal_number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal_number)
 
 
 def signal_when_parent_ends(signal_number: signal.Signals, parent_pid: int) -> None:

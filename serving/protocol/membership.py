@@ -8,7 +8,8 @@ class ReplicaAddress:
     """A replica as its pool's membership lists it.
 
     ``address`` is ``unix:<path>`` or ``tcp:<host>:<port>``; ``version`` stands for model and config and is told to clients;
-    ``max_model_len`` is in tokens.
+    ``max_model_len`` is in tokens; ``pid`` is the
+    replica's process on its node.
     """
 
     replica: str
@@ -17,3 +18,4 @@ class ReplicaAddress:
     address: str
     version: str
     max_model_len: int
+    pid: int

@@ -10,7 +10,9 @@ from pathlib import Path
 
 from ray import serve
 
+from serving.edge.side_door import close_side_door
 from serving.engine.base import Engine
+from serving.replica import progress
 from serving.replica.options import ReplicaOptions
 from serving.replica.server import ReplicaServer
 from serving.protocol.membership import ReplicaAddress
@@ -27,12 +29,18 @@ class PoolReplica:
     """One replica of a pool. Ray Serve constructs it, asks for its address, checks its health and stops it."""
 
     async def __init__(self, options: ReplicaOptions) -> None:
+        close_side_door()
         configure_logs(options.log_level, Path(options.log_path))
         self._options = options
-        self._name = serve.get_replica_context().replica_id.unique_id
+        context = serve.get_replica_context()
+        self._name = context.replica_id.unique_id
+        progress.report_to(Path(options.runtime_dir), context.deployment, self._name)
+        progress.write_step("importing the engine")
         self._engine = build_engine(options)
         self._is_stopping = False
+        progress.write_step("starting the engine's processes")
         await self._engine.start()
+        progress.write_step("ready")
         self._server = ReplicaServer(self._engine, self._name, options.secret)
         self._address = await self._listen()
         self._watch = asyncio.create_task(self._die_with_engine())
@@ -56,6 +64,7 @@ class PoolReplica:
             address=self._address,
             version=options.version,
             max_model_len=self._engine.max_model_len,
+            pid=os.getpid(),
         )
         return asdict(address)
 

@@ -4,9 +4,15 @@ Gateways share one folder of memory-mapped values (prometheus_client's multiproc
 sum and a restarted gateway loses no counts. Label values are bounded: models, pools and routes come from the config.
 """
 
+import os
 from bisect import bisect_left
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import Counter, Gauge, Histogram, values
+
+if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+    # The library asks the kernel for the process id at every increment, in case the process has forked; a gateway does not fork.
+    _PID = os.getpid()
+    values.ValueClass = values.MultiProcessValue(lambda: _PID)
 
 TIME_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 ITL_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5)

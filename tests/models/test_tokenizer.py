@@ -1,10 +1,12 @@
 """The shipped tokenizer: any text survives it, and slot values are spelled out."""
 
+import json
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.demo.text import PAD, TURN_END, TURN_START, load_tokenizer, token_id
-from models.demo.tokenizer import TOOL_TAGS, known_words
+from models.demo.text import FOLDER, PAD, TURN_END, TURN_START, load_tokenizer, token_id
+from models.demo.tokenizer import TOOL_TAGS, build, known_words
 from models.demo.words import open_words
 
 TOKENIZER = load_tokenizer()
@@ -37,3 +39,7 @@ def test_no_slot_word_is_a_token() -> None:
 
 def test_an_unknown_word_is_spelled_letter_by_letter() -> None:
     assert [TOKENIZER.decode([i]) for i in TOKENIZER.encode(" zorvik").ids] == list(" zorvik")
+
+
+def test_the_shipped_tokenizer_is_what_its_script_builds() -> None:
+    assert json.loads(build().to_str()) == json.loads((FOLDER / "tokenizer.json").read_text())

@@ -4,7 +4,8 @@ import asyncio
 from collections.abc import Iterable
 
 from serving.engine.base import EngineLoad, RequestContext, current_request
-from serving.protocol.asgi import AsgiApp, Receive, Scope, Send
+from serving.engine.scripted import Script, ScriptedEngine
+from serving.protocol.asgi import AsgiApp, Message, Receive, Scope, Send
 
 
 class AppEngine:
@@ -103,3 +104,43 @@ class Flood:
 
 async def start(send: Send, status: int = 200, content_type: bytes = b"text/event-stream; charset=utf-8") -> None:
     await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", content_type)]})
+
+
+class NeighbourEngine(ScriptedEngine):
+    """A scripted engine with one more order: ``!neighbour`` streams a word every ``step_s`` until ``finish`` is set.
+
+    ``num_requests`` counts all that reached the engine, ``num_words`` the neighbour's words.
+    """
+
+    def __init__(self, script: Script) -> None:
+        super().__init__(script)
+        self._step_s = script.step_s
+        self.finish = asyncio.Event()
+        self.num_requests = self.num_words = 0
+
+    @property
+    def app(self) -> AsgiApp:
+        return self._route
+
+    async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.num_requests += 1
+        first = await receive()
+
+        async def replayed() -> Message:
+            nonlocal first
+            message, first = first, {}
+            return message or await receive()
+
+        if b"!neighbour" in first["body"]:
+            await self._stream_until_finish(send)
+        else:
+            await super().app(scope, replayed, send)
+
+    async def _stream_until_finish(self, send: Send) -> None:
+        await start(send)
+        while not self.finish.is_set():
+            event = b'data: {"word": %d}\n\n' % self.num_words
+            self.num_words += 1
+            await send({"type": "http.response.body", "body": event, "more_body": True})
+            await asyncio.sleep(self._step_s)
+        await send({"type": "http.response.body", "body": b"data: [DONE]\n\n", "more_body": False})

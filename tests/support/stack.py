@@ -7,6 +7,7 @@ the twice-a-second beat, so that a test decides what time it is.
 import asyncio
 import json
 import logging
+import os
 import resource
 import socket
 import time
@@ -90,6 +91,10 @@ class LogLines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         self.lines.append(self.format(record))
 
+    def write(self, entry: Json) -> None:
+        """Stands for ``RequestLog``."""
+        self.lines.append(json.dumps({"time": "now", "level": "info", "logger": "ballast.request", **entry}))
+
     def requests(self) -> list[Json]:
         """The request lines, oldest first."""
         return [entry for entry in map(json.loads, self.lines) if entry["logger"] == "ballast.request"]
@@ -116,7 +121,7 @@ class Stack:
         self.directory = Directory(SECRET)
         catalog = Catalog(self.config.models, self.directory)
         self.inference = Inference(self.config, catalog, self.directory, self.authenticator)
-        self.gateway = Gateway(self.config.limits, catalog, self.inference, self.authenticator, SystemClock())
+        self.gateway = Gateway(self.config.limits, catalog, self.inference, self.authenticator, SystemClock(), self.logs)
         for engine in self.engines:
             await self.add_replica(engine)
         self.set_members()
@@ -131,10 +136,11 @@ class Stack:
 
     async def __aexit__(self, *_: object) -> None:
         await self.client.aclose()
-        self._server.should_exit = True
-        self._server.force_exit = True
-        await self._serving
-        self._listener.close()
+        for server in self._server.servers:
+            server.close()
+        for connection in list(self._server.server_state.connections):
+            connection.transport.abort()  # type: ignore[union-attr]
+        await until(lambda: not self._server.server_state.tasks)
         await self.directory.close()
         for replica in self.replicas:
             await replica.drain(0)
@@ -145,18 +151,22 @@ class Stack:
         logger.setLevel(self._level)
 
     async def _serve(self) -> None:
-        """As Ray Serve starts its HTTP server, and small socket buffers, so that a slow reader is noticed early."""
-        self._listener = socket.socket()
-        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16_384)
-        self._listener.bind(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
+        """Uvicorn with Ray Serve's settings and small socket buffers, so that a slow reader is noticed early.
+
+        Its own loop, which looks every 0.1 s whether it should stop, is left out: it would cost each test that much.
+        """
+        listener = socket.socket()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16_384)
+        listener.bind(("127.0.0.1", 0))
+        self.port = listener.getsockname()[1]
         config = uvicorn.Config(
             EdgeMiddleware(self.gateway), log_config=None, access_log=False, lifespan="off", timeout_keep_alive=75,
             backlog=4096, ws="websockets-sansio",
         )  # fmt: skip
+        config.load()
         self._server = uvicorn.Server(config)
-        self._serving = asyncio.create_task(self._server._serve([self._listener]))
-        await until(lambda: self._server.started)
+        self._server.lifespan = config.lifespan_class(config)
+        await self._server.startup([listener])
 
     async def add_replica(self, engine: Engine) -> ReplicaServer:
         replica = ReplicaServer(engine, f"r{len(self.replicas)}", SECRET)
@@ -169,8 +179,15 @@ class Stack:
         self.directory.update(MODEL, POOL, [self.address(r) for r in self.replicas if names is None or r.name in names])
 
     def address(self, replica: ReplicaServer) -> ReplicaAddress:
-        path = self.folder / f"{replica.name}.sock"
-        return ReplicaAddress(replica.name, MODEL, POOL, f"unix:{path}", "v1", replica.engine.max_model_len)
+        return ReplicaAddress(
+            replica=replica.name,
+            model=MODEL,
+            pool=POOL,
+            address=f"unix:{self.folder / replica.name}.sock",
+            version="v1",
+            max_model_len=replica.engine.max_model_len,
+            pid=os.getpid(),
+        )
 
     async def until_ready(self, num_replicas: int) -> None:
         await until(lambda: sum(replica.is_ready for replica in self.directory.all()) == num_replicas)

@@ -1,0 +1,98 @@
+"""``ballast …``: reads the command line and calls one command, which is imported only then."""
+
+import argparse
+import difflib
+import importlib
+import json
+import re
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from serving.errors import ConfigError, OperatorError
+
+INTERRUPTED_EXIT_CODE = 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """Suggests the nearest command for one that does not exist."""
+
+    def error(self, message: str) -> NoReturn:
+        if unknown := re.match(r"argument \w+: invalid choice: '(.*)' \(choose from (.*)\)", message):
+            known = re.findall(r"'([^']*)'", unknown[2])
+            close = difflib.get_close_matches(unknown[1], known, n=1)
+            hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(known)}."
+            message = f"no command '{unknown[1]}'; {hint}"
+        super().error(message)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every command with its options; ``module`` names the file under serving/commands that does the work."""
+    top = _Parser(prog="ballast", description="A self-hosted inference server: vLLM replicas behind one OpenAI-compatible endpoint.")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    as_json = argparse.ArgumentParser(add_help=False)
+    as_json.add_argument("--json", action="store_true", help="answer in JSON")
+    config = argparse.ArgumentParser(add_help=False)
+    config.add_argument("--config", metavar="FILE", help="config file (default: $BALLAST_CONFIG, ./ballast.yaml, the bundled one)")
+    ports = argparse.ArgumentParser(add_help=False)
+    ports.add_argument("--host", help="listen there instead of server.host")
+    ports.add_argument("--port", type=_port, help="instead of server.port")
+    ports.add_argument("--admin-port", type=_port, help="instead of server.admin_port")
+
+    up = commands.add_parser("up", parents=[config, ports, as_json], help="start the server in the foreground; Ctrl-C stops it")
+    up.add_argument("--logs", action="store_true", help="show the server's JSON log too (always, where stdout is no terminal)")
+    up.add_argument("--engine", default="vllm", choices=("vllm", "scripted"), help=argparse.SUPPRESS)
+    up.add_argument("--engine-args", default="null", help=argparse.SUPPRESS)
+    commands.add_parser("down", parents=[config, as_json], help="stop the server")
+    status = commands.add_parser("status", parents=[config, as_json], help="what is running, and how busy it is")
+    status.add_argument("--watch", action="store_true", help="again every second, until Ctrl-C")
+    commands.add_parser("check", parents=[config, ports, as_json], help="what is wrong with a config, and what would run where")
+    commands.add_parser("schema", help="print the config's JSON Schema")
+    keys = commands.add_parser("keys", help="create, list and revoke API keys")
+    actions = keys.add_subparsers(dest="action", metavar="ACTION", required=True)
+    create = actions.add_parser("create", parents=[config, as_json], help="create a key; it is shown once")
+    create.add_argument("name")
+    create.add_argument("--model", action="append", metavar="NAME", help="a model that it may use (repeat for more; default: all)")
+    create.add_argument("--expires", default="never", metavar="WHEN", help="30d, 12h, 2031-01-31 or never")
+    create.add_argument("--tenant", default="", help="whom its use is accounted to (default: its name)")
+    actions.add_parser("list", parents=[config, as_json], help="every key ever created")
+    revoke = actions.add_parser("revoke", parents=[config, as_json], help="make a key invalid, for good")
+    revoke.add_argument("key", metavar="ID_OR_NAME")
+    commands.add_parser("models", parents=[config, as_json], help="the models of a config, their pools and prices")
+    commands.add_parser("version", parents=[as_json], help="versions of Ballast and of what it runs on")
+    return top
+
+
+def _port(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 1 <= int(text[:6]) <= 65535):
+        raise argparse.ArgumentTypeError("must be a port, 1 to 65535")
+    return int(text)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code. An operator's mistake is told in plain words, with its own exit code."""
+    options = parser().parse_args(arguments)
+    command = importlib.import_module(f"serving.commands.{options.command}")
+    try:
+        return int(command.run(options))
+    except OperatorError as error:
+        _tell(error, as_json=getattr(options, "json", False))
+        return error.exit_code
+    except KeyboardInterrupt:
+        return INTERRUPTED_EXIT_CODE
+    except BrokenPipeError:  # the reader of a pipe has left, as `head` does
+        sys.stderr.close()
+        return 0
+
+
+def _tell(error: OperatorError, as_json: bool) -> None:
+    if not as_json:
+        print(f"ballast: {error}", file=sys.stderr)
+        return
+    problems = error.problems if isinstance(error, ConfigError) else ()
+    found = [{"path": item.path, "value": item.value, "reason": item.reason, "suggestion": item.suggestion} for item in problems]
+    print(json.dumps({"error": {"message": str(error), "exit_code": error.exit_code, "problems": found}}))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

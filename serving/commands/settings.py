@@ -1,0 +1,30 @@
+"""Which config a command works on: options over environment over file."""
+
+import os
+from argparse import Namespace
+from dataclasses import replace
+from pathlib import Path
+
+import serving
+from serving.config import Config, Environment, load_config, read_environment
+
+DEFAULT_NAME = "ballast.yaml"
+
+
+def config_path(option: str | None, environment: Environment) -> Path:
+    """``--config``, else $BALLAST_CONFIG, else ./ballast.yaml, else the one that comes with Ballast."""
+    if option is not None:
+        return Path(option)
+    if environment.config is not None:
+        return environment.config
+    here = Path(DEFAULT_NAME)
+    return here if here.exists() else Path(str(serving.__file__)).parent.parent / DEFAULT_NAME
+
+
+def load_settings(arguments: Namespace) -> tuple[Path, Config]:
+    """The config's path and the config. Raises ConfigError, which carries every problem at once."""
+    environment = read_environment(os.environ)
+    options = {name: getattr(arguments, name, None) for name in ("host", "port", "admin_port")}
+    given = {name: value for name, value in options.items() if value is not None}
+    path = config_path(arguments.config, environment)
+    return path, load_config(path, replace(environment, **given))

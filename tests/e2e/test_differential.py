@@ -1,0 +1,68 @@
+"""What Ballast answers is what vLLM answers: one engine, two ways to it, the same bytes but for ids and times."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import orjson
+import pytest
+
+from serving.protocol.sse import EventDecoder
+from tests.e2e.prompts import CAPITAL, COUNT_TO_TEN, EXTRACT, TOOLS, WEATHER
+from tests.e2e.server import MODEL, Json, Server
+
+SCHEMA: Json = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
+FORMAT = {"type": "json_schema", "json_schema": {"name": "person", "schema": SCHEMA}}
+
+REQUESTS: dict[str, tuple[str, Json]] = {
+    "chat": ("/v1/chat/completions", {"messages": COUNT_TO_TEN}),
+    "chat, logprobs": ("/v1/chat/completions", {"messages": CAPITAL, "logprobs": True, "top_logprobs": 4}),
+    "chat, tools": ("/v1/chat/completions", {"messages": WEATHER, "tools": TOOLS}),
+    "chat, schema": ("/v1/chat/completions", {"messages": EXTRACT, "response_format": FORMAT, "max_tokens": 60}),
+    "completion": ("/v1/completions", {"prompt": "Count from 1", "max_tokens": 12, "logprobs": 2}),
+    "response": ("/v1/responses", {"input": "Count from 1 to 10."}),
+    "message": ("/v1/messages", {"messages": COUNT_TO_TEN, "max_tokens": 60}),
+}
+#: Different for every request, by their nature.
+VOLATILE = frozenset({"id", "created", "created_at", "completed_at", "item_id", "request_id", "response_id"})
+
+
+def settled(value: Any) -> Any:
+    """``value`` without what differs between two requests of the same content."""
+    if isinstance(value, dict):
+        return {key: settled(item) for key, item in value.items() if key not in VOLATILE}
+    if isinstance(value, list):
+        return [settled(item) for item in value]
+    return value
+
+
+def events(answer: httpx.Response) -> Iterator[Any]:
+    for data in EventDecoder().feed(answer.content):
+        yield data if data == b"[DONE]" else settled(orjson.loads(data))
+
+
+@pytest.fixture
+def raw(server: Server) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server.raw_url(), timeout=60, trust_env=False) as client:
+        yield client
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_a_whole_answer_is_vllms_own(http: httpx.Client, raw: httpx.Client, name: str) -> None:
+    path, fields = REQUESTS[name]
+    body = {"model": MODEL, "temperature": 0, **fields}
+    ours, theirs = http.post(path, json=body), raw.post(path, json=body)
+    assert (ours.status_code, theirs.status_code) == (200, 200), ours.text + theirs.text
+    assert settled(ours.json()) == settled(theirs.json())
+    assert ours.headers["content-type"] == theirs.headers["content-type"]
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_a_stream_is_vllms_own_event_by_event(http: httpx.Client, raw: httpx.Client, name: str) -> None:
+    path, fields = REQUESTS[name]
+    body = {"model": MODEL, "temperature": 0, "stream": True, **fields}
+    if path in ("/v1/chat/completions", "/v1/completions"):
+        body["stream_options"] = {"include_usage": True}
+    ours, theirs = http.post(path, json=body), raw.post(path, json=body)
+    assert (ours.status_code, theirs.status_code) == (200, 200), ours.text + theirs.text
+    assert list(events(ours)) == list(events(theirs))
