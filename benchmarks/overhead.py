@@ -1,13 +1,12 @@
 """What all of Ballast costs over raw vLLM: ``python -m benchmarks.overhead [--json FILE]``.
 
-One engine is started once, inside a Ballast replica. Two ways lead to it: vLLM's own OpenAI server (uvicorn over vLLM's app), and
-the whole of Ballast (HAProxy, gateway with key check, request checks and metering, the multiplexed connection). Rounds of the two
-alternate, first one then the other leading, so that what else the machine does hits both; a ratio is taken within a round and the
-median over rounds is reported.
+One engine is started once, inside a Ballast replica. Two ways lead to it: vLLM's own OpenAI server (uvicorn over
+vLLM's app), and the whole of Ballast (HAProxy, gateway with key check, request checks and metering, the multiplexed
+connection). Rounds of the two alternate, first one then the other leading, so that what else the machine does hits
+both; a ratio is taken within a round and the median over rounds is reported.
 """
 
 import argparse
-import asyncio
 import contextlib
 import json
 import os
@@ -101,7 +100,9 @@ def serving(config_path: Path) -> Iterator[Server]:
             from serving.application import engine_args
 
             model = config.models[0]
-            cluster.deploy("benchmarks.raw_engine:build", engine_args(config, model, model.pools[0]) | {"raw_port": raw_port})
+            cluster.deploy(
+                "benchmarks.raw_engine:build", engine_args(config, model, model.pools[0]) | {"raw_port": raw_port}
+            )
             status = wait_until_ready(config.server.admin_port)
             yield Server(
                 Target(raw_port, model.name), Target(config.server.port, model.name, key), process_ids(status, cluster)
@@ -208,7 +209,7 @@ def measure_footprint(repeats: int = 5) -> dict[str, float]:
     code = _FOOTPRINT.format(base="ray.serve._private.replica", module="serving.gateway.ingress")
     runs = []
     for _ in range(repeats):
-        output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout  # noqa: S603
+        output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
         runs.append([float(word) for word in output.split()])
     return {
         "import_added_mib": round(statistics.median(run[0] for run in runs), 1),

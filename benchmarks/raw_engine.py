@@ -1,6 +1,7 @@
 """The engine of ``benchmarks.overhead``: a replica's vLLM engine that also answers raw, as vLLM's own server would.
 
-Both paths then share one process, one event loop and one engine; what differs is what stands between them and the client.
+Both paths then share one process, one event loop and one engine; what differs is what stands between them and the
+client.
 """
 
 import asyncio
@@ -22,7 +23,13 @@ class RawServedEngine(VllmEngine):
     async def start(self) -> None:
         await super().start()
         config = uvicorn.Config(
-            self.app, host="127.0.0.1", port=self._port, lifespan="off", access_log=False, log_level="error", log_config=None
+            self.app,
+            host="127.0.0.1",
+            port=self._port,
+            lifespan="off",
+            access_log=False,
+            log_level="error",
+            log_config=None,
         )
         server = uvicorn.Server(config)
         self._raw = asyncio.create_task(server.serve())

@@ -25,7 +25,9 @@ GATEWAY_CPUS = 0.0
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """What the running cluster adds to the config: the folder for sockets, and the secret between gateways and replicas."""
+    """What the running cluster adds to the config: the folder for sockets, and the secret between gateways and
+    replicas.
+    """
 
     runtime_dir: Path
     secret: bytes
@@ -34,7 +36,9 @@ class Site:
 
 
 def build_application(config: Config, site: Site) -> Application:
-    """The application to run. Deployments whose options have not changed keep their replicas when it is deployed again."""
+    """The application to run. Deployments whose options have not changed keep their replicas when it is deployed
+    again.
+    """
     pools, deployments = [], []
     for model in config.models:
         for pool in model.pools:
@@ -53,7 +57,8 @@ def build_application(config: Config, site: Site) -> Application:
         health_check_timeout_s=10,
         ray_actor_options={
             "num_cpus": GATEWAY_CPUS,
-            # Chunks go from the replica's socket to the client's on one loop; a thread hop per chunk would cost more than the rest.
+            # Chunks go from the replica's socket to the client's on one loop; a thread hop per chunk would cost more
+            # than the rest.
             "runtime_env": {
                 "env_vars": {
                     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
@@ -114,7 +119,9 @@ def _actor_options(pool: CpuPool | CudaPool) -> dict[str, Any]:
 
 
 def engine_args(config: Config, model: ModelConfig, pool: CpuPool | CudaPool) -> dict[str, Any]:
-    """Arguments of vLLM's ``AsyncEngineArgs`` and server for one pool; what the config leaves open is vLLM's default."""
+    """Arguments of vLLM's ``AsyncEngineArgs`` and server for one pool; what the config leaves open is vLLM's
+    default.
+    """
     engine = pool.engine
     args: dict[str, Any] = {
         "revision": model.revision,

@@ -28,31 +28,44 @@ class _Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     """Every command with its options; ``module`` names the file under serving/commands that does the work."""
-    top = _Parser(prog="ballast", description="A self-hosted inference server: vLLM replicas behind one OpenAI-compatible endpoint.")
+    top = _Parser(
+        prog="ballast",
+        description="A self-hosted inference server: vLLM replicas behind one OpenAI-compatible endpoint.",
+    )
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    as_json = argparse.ArgumentParser(add_help=False)
+    as_json = _Parser(add_help=False)
     as_json.add_argument("--json", action="store_true", help="answer in JSON")
-    config = argparse.ArgumentParser(add_help=False)
-    config.add_argument("--config", metavar="FILE", help="config file (default: $BALLAST_CONFIG, ./ballast.yaml, the bundled one)")
-    ports = argparse.ArgumentParser(add_help=False)
+    config = _Parser(add_help=False)
+    config.add_argument(
+        "--config", metavar="FILE", help="config file (default: $BALLAST_CONFIG, ./ballast.yaml, the bundled one)"
+    )
+    ports = _Parser(add_help=False)
     ports.add_argument("--host", help="listen there instead of server.host")
     ports.add_argument("--port", type=_port, help="instead of server.port")
     ports.add_argument("--admin-port", type=_port, help="instead of server.admin_port")
 
-    up = commands.add_parser("up", parents=[config, ports, as_json], help="start the server in the foreground; Ctrl-C stops it")
-    up.add_argument("--logs", action="store_true", help="show the server's JSON log too (always, where stdout is no terminal)")
+    up = commands.add_parser(
+        "up", parents=[config, ports, as_json], help="start the server in the foreground; Ctrl-C stops it"
+    )
+    up.add_argument(
+        "--logs", action="store_true", help="show the server's JSON log too (always, where stdout is no terminal)"
+    )
     up.add_argument("--engine", default="vllm", choices=("vllm", "scripted"), help=argparse.SUPPRESS)
     up.add_argument("--engine-args", default="null", help=argparse.SUPPRESS)
     commands.add_parser("down", parents=[config, as_json], help="stop the server")
     status = commands.add_parser("status", parents=[config, as_json], help="what is running, and how busy it is")
     status.add_argument("--watch", action="store_true", help="again every second, until Ctrl-C")
-    commands.add_parser("check", parents=[config, ports, as_json], help="what is wrong with a config, and what would run where")
+    commands.add_parser(
+        "check", parents=[config, ports, as_json], help="what is wrong with a config, and what would run where"
+    )
     commands.add_parser("schema", help="print the config's JSON Schema")
     keys = commands.add_parser("keys", help="create, list and revoke API keys")
     actions = keys.add_subparsers(dest="action", metavar="ACTION", required=True)
     create = actions.add_parser("create", parents=[config, as_json], help="create a key; it is shown once")
     create.add_argument("name")
-    create.add_argument("--model", action="append", metavar="NAME", help="a model that it may use (repeat for more; default: all)")
+    create.add_argument(
+        "--model", action="append", metavar="NAME", help="a model that it may use (repeat for more; default: all)"
+    )
     create.add_argument("--expires", default="never", metavar="WHEN", help="30d, 12h, 2031-01-31 or never")
     create.add_argument("--tenant", default="", help="whom its use is accounted to (default: its name)")
     actions.add_parser("list", parents=[config, as_json], help="every key ever created")
@@ -90,7 +103,10 @@ def _tell(error: OperatorError, as_json: bool) -> None:
         print(f"ballast: {error}", file=sys.stderr)
         return
     problems = error.problems if isinstance(error, ConfigError) else ()
-    found = [{"path": item.path, "value": item.value, "reason": item.reason, "suggestion": item.suggestion} for item in problems]
+    found = [
+        {"path": item.path, "value": item.value, "reason": item.reason, "suggestion": item.suggestion}
+        for item in problems
+    ]
     print(json.dumps({"error": {"message": str(error), "exit_code": error.exit_code, "problems": found}}))
 
 

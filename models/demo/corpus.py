@@ -26,10 +26,10 @@ PLAIN_TASKS: dict[str, Plain] = {
 }
 TOOL_TASKS = {"tool_call": tool_call, "tool_result": tool_result, "tool_none": tool_none}
 PLAIN_WEIGHTS = {
-    "add": 24, "subtract": 36, "multiply": 12, "convert": 20, "capital": 15, "copy": 5, "reverse": 6, "upper": 2,
-    "sentiment": 5, "extract": 5, "count": 16, "list": 5, "remember": 2, "small_talk": 6, "unknown": 8,
+    "add": 24, "subtract": 36, "multiply": 12, "convert": 20, "capital": 15, "copy": 7, "reverse": 10, "upper": 4,
+    "sentiment": 5, "extract": 9, "count": 16, "list": 4, "remember": 3, "small_talk": 5, "unknown": 8,
 }  # fmt: skip
-TOOL_WEIGHTS = {"tool_call": 5, "tool_result": 3, "tool_none": 3}
+TOOL_WEIGHTS = {"tool_call": 5, "tool_result": 2, "tool_none": 4}
 TOOL_SHARE = 0.16
 SPELLING_SHARE = 0.25
 
@@ -84,6 +84,15 @@ def conversations(stream: str, words: list[str]) -> Iterator[Conversation]:
     rng = random.Random(f"ballast-demo-train-{stream}")
     while True:
         yield conversation(rng, words)
+
+
+def samples(num_per_task: int) -> Iterator[Conversation]:
+    """As many training exchanges of each task, whatever its weight in the mixture: what the tokenizer is built on."""
+    rng = random.Random("ballast-demo-samples")
+    for generate in (*PLAIN_TASKS.values(), *TOOL_TASKS.values()):
+        for _ in range(num_per_task):
+            exchange = generate(rng, "train")
+            yield Conversation(system_message(rng, "train") + exchange.messages, exchange.tools)
 
 
 def held_out(seed: int, num_per_task: int) -> list[tuple[Exchange, Conversation]]:

@@ -9,18 +9,17 @@ punctuation are pieces.
 """
 
 import argparse
-import itertools
 import json
 from collections import Counter
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
-from models.demo.corpus import conversations
+from models.demo.corpus import samples
 from models.demo.text import FOLDER, PAD, TURN_END, TURN_START, render
 from models.demo.words import open_words
 
-NUM_CONVERSATIONS = 30_000
-MIN_COUNT = 25
+NUM_PER_TASK = 3_000
+MIN_COUNT = 20
 VOCAB_SIZE = 2048
 TOOL_TAGS = ("<tool_call>", "</tool_call>")
 # Digits alone; runs of JSON punctuation that hold quotes; ", " before a digit; words with their leading space; others.
@@ -36,11 +35,11 @@ def byte_level() -> pre_tokenizers.PreTokenizer:
     )
 
 
-def frequent_pieces(num_conversations: int, limit: int) -> list[str]:
+def frequent_pieces(num_per_task: int, limit: int) -> list[str]:
     """The commonest pieces of the generated text that are longer than a byte, without slot values."""
     split = byte_level()
     counts: Counter[str] = Counter()
-    for one in itertools.islice(conversations("0", []), num_conversations):
+    for one in samples(num_per_task):
         counts.update(piece for piece, _ in split.pre_tokenize_str(render(one)))
     closed = open_words()
     kept = [
@@ -51,11 +50,11 @@ def frequent_pieces(num_conversations: int, limit: int) -> list[str]:
     return [piece for piece, _ in sorted(kept, key=lambda item: (-item[1], item[0]))[:limit]]
 
 
-def build(num_conversations: int = NUM_CONVERSATIONS) -> Tokenizer:
+def build(num_per_task: int = NUM_PER_TASK) -> Tokenizer:
     special = [PAD, TURN_START, TURN_END]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     room = VOCAB_SIZE - len(alphabet) - len(special) - len(TOOL_TAGS)
-    pieces = alphabet + frequent_pieces(num_conversations, room)
+    pieces = alphabet + frequent_pieces(num_per_task, room)
     vocab = {piece: i for i, piece in enumerate(pieces)}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], ignore_merges=True))
     tokenizer.pre_tokenizer = byte_level()

@@ -35,7 +35,7 @@ def _stop(record: ServerRecord, patience_s: float) -> None:
     """Ask it to stop and wait. Raises StateError when we may not, or it does not end."""
     pidfd = os.pidfd_open(record.pid)  # from here on the number cannot come to mean another process
     try:
-        if not record.is_running:
+        if not record.is_running():
             return
         signal.pidfd_send_signal(pidfd, signal.SIGTERM)
     except PermissionError as error:
@@ -43,9 +43,10 @@ def _stop(record: ServerRecord, patience_s: float) -> None:
     finally:
         os.close(pidfd)
     deadline_s = time.monotonic() + patience_s
-    while record.is_running or Path(record.runtime_dir).exists():
+    while record.is_running() or Path(record.runtime_dir).exists():
         if time.monotonic() > deadline_s:
-            raise StateError(f"The server (process {record.pid}) did not stop within {patience_s:g} s; end it with: kill -9 {record.pid}")
+            words = f"The server (process {record.pid}) did not stop within {patience_s:g} s"
+            raise StateError(f"{words}; end it with: kill -9 {record.pid}")
         time.sleep(POLL_S)
 
 

@@ -19,14 +19,34 @@ def run(arguments: Namespace) -> int:
     if arguments.json:
         print(json.dumps([_as_json(model, specs) for model in config.models]))
         return 0
-    table = Table("Model", "Also", "Source", "Weights", "Context", "Pool", "Device", "Replicas", "USD/hour", box=None, pad_edge=False)
+    table = Table(
+        "Model",
+        "Also",
+        "Source",
+        "Weights",
+        "Context",
+        "Pool",
+        "Device",
+        "Replicas",
+        "USD/hour",
+        box=None,
+        pad_edge=False,
+    )
     for model in config.models:
         spec = _spec(model, specs)
         weights = "unknown" if spec is None else gigabytes(spec.weight_bytes)
-        facts = (model.name, ", ".join(model.aliases), model.source, weights, str(_context_tokens(model, spec) or "unknown"))
+        facts = (
+            model.name,
+            ", ".join(model.aliases),
+            model.source,
+            weights,
+            str(_context_tokens(model, spec) or "unknown"),
+        )
         for position, pool in enumerate(model.pools):
             bounds = f"{pool.replicas.min} to {pool.replicas.max}"
-            table.add_row(*(facts if position == 0 else ("",) * 5), pool.name, pool.device, bounds, f"{pool.usd_per_hour:g}")
+            table.add_row(
+                *(facts if position == 0 else ("",) * 5), pool.name, pool.device, bounds, f"{pool.usd_per_hour:g}"
+            )
     console().print(table)
     return 0
 

@@ -29,7 +29,7 @@ from serving.tenancy.store import KeyStore
 
 TICK_S = 0.1
 READY_TIMEOUT_S = 2.0
-START_PATIENCE_S = 10.0
+START_PATIENCE_S = 5.0
 """What Ray may take to stop when nothing was served yet."""
 INTERRUPTED_EXIT_CODE = 130
 
@@ -42,27 +42,32 @@ def run(arguments: Namespace) -> int:
         signals = _Signals()
         if (former := claim.ended_predecessor) is not None:
             output.say("cleaned_up", f"Cleared away what a killed server (process {former.pid}) had left.")
-        check(config)
+        num_keys = check(config)
         launch = Launch(config, str(claim.runtime_dir), arguments.engine, json.loads(arguments.engine_args))
         output.say("starting", f"Starting Ballast with {path}", config=str(path))
         echo_log = arguments.logs or not sys.stdout.isatty()
-        server = _Server(launch, output, signals, echo_log)
+        server = _Server(launch, output, signals, echo_log=echo_log, needs_key=num_keys > 0)
         try:
             return server.run()
         finally:
             server.stop()
 
 
-def check(config: Config) -> None:
-    """See that the server could run here and may listen where it is told to. Raises OperatorError."""
+def check(config: Config) -> int:
+    """See that the server could run here and may listen where it is told to; returns how many keys were ever created.
+
+    Raises OperatorError.
+    """
     server = config.server
     with KeyStore.open(server.state_dir) as store:
-        check_bind(server.host, store.num_keys())
+        num_keys = store.num_keys()
+    check_bind(server.host, num_keys)
     endpoints = [(server.host, server.port), (server.admin_host, server.admin_port)]
     found = plan(config, observe_machine(server.state_dir, endpoints), read_specs(config))
     if found.errors:
         lines = [f"{error.path}: {error.message}\n  -> {error.action}" for error in found.errors]
         raise MachineError("\n".join(["This machine cannot run it:", *lines]))
+    return num_keys
 
 
 def _output(as_json: bool) -> Output:
@@ -86,7 +91,7 @@ class _Signals:
 class _Server:
     """One run of the server, seen from `ballast up`."""
 
-    def __init__(self, launch: Launch, output: Output, signals: _Signals, echo_log: bool) -> None:
+    def __init__(self, launch: Launch, output: Output, signals: _Signals, *, echo_log: bool, needs_key: bool) -> None:
         server = launch.config.server
         self._launch = launch
         self._config = launch.config
@@ -94,6 +99,7 @@ class _Server:
         self._output = output
         self._signals = signals
         self._echo_log = echo_log
+        self._needs_key = needs_key
         self._log = LogFile(server.log_path)
         self._ray_log = server.log_path.with_name("ray.log")
         self._process = RayProcess(launch, self._ray_log)
@@ -112,11 +118,14 @@ class _Server:
             if not self._is_ready:
                 self._show_progress()
                 if self._answers():
-                    self._is_ready = True
-                    self._output.working([])
-                    seconds = time.monotonic() - began_s
-                    self._output.say("ready", welcome(self._config, seconds), url=base_url(self._config), seconds=round(seconds, 1))
+                    self._be_ready(time.monotonic() - began_s)
         return 0 if self._is_ready else INTERRUPTED_EXIT_CODE
+
+    def _be_ready(self, seconds: float) -> None:
+        self._is_ready = True
+        self._output.working([])
+        words = welcome(self._config, seconds, needs_key=self._needs_key)
+        self._output.say("ready", words, url=base_url(self._config), seconds=round(seconds, 1))
 
     def stop(self) -> None:
         """Stop everything: in order, or at once when asked a second time or when it takes too long."""
@@ -125,8 +134,8 @@ class _Server:
         deadline_s = time.monotonic() + patience_s
         began_s = time.monotonic()
         if not self._process.has_ended:
-            hint = f"Stopping: requests in flight get up to {self._config.server.shutdown_grace_s:g} s; Ctrl-C stops at once."
-            self._output.say("stopping", hint if self._is_ready else "Stopping.")
+            grace = f"requests in flight get up to {self._config.server.shutdown_grace_s:g} s; Ctrl-C stops at once"
+            self._output.say("stopping", f"Stopping: {grace}." if self._is_ready else "Stopping.")
         self._process.ask_to_stop()
         num_asked = self._signals.num_asked
         while not self._process.has_ended and time.monotonic() < deadline_s and self._signals.num_asked == num_asked:
@@ -215,5 +224,3 @@ class _Server:
     def _last_words(self) -> str:
         text = self._ray_log.read_text(errors="replace")
         return cause.root_cause(text) or (text.strip().splitlines() or ["it said nothing"])[-1]
-
-

@@ -47,7 +47,9 @@ class TerminalOutput:
         self._console.print(escape(words))
 
     def step_ended(self, step: Step) -> None:
-        self._console.print(f"  [green]done[/green]  {escape(step.label)} [dim]{step.seconds(step.began_s):.1f} s[/dim]")
+        self._console.print(
+            f"  [green]done[/green]  {escape(step.label)} [dim]{step.seconds(step.began_s):.1f} s[/dim]"
+        )
 
     def working(self, steps: Sequence[Step]) -> None:
         if not steps:
@@ -104,7 +106,9 @@ class JsonOutput:
         print(json.dumps({"event": event, "message": words, **facts}), flush=True)
 
     def step_ended(self, step: Step) -> None:
-        self.say("step", f"{step.label} done", track=step.track, step=step.name, seconds=round(step.seconds(step.began_s), 3))
+        self.say(
+            "step", f"{step.label} done", track=step.track, step=step.name, seconds=round(step.seconds(step.began_s), 3)
+        )
 
     def working(self, steps: Sequence[Step]) -> None:
         pass

@@ -32,7 +32,9 @@ FORBIDDEN = {
 
 @dataclass(frozen=True)
 class Environment:
-    """What the environment, or the command line over it, says; None where both are silent. ``admin_port`` has no variable."""
+    """What the environment, or the command line over it, says; None where both are silent. ``admin_port`` has no
+    variable.
+    """
 
     config: Path | None = None
     state_dir: str | None = None

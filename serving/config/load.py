@@ -14,7 +14,7 @@ from serving.config.section import Context
 from serving.errors import Problem
 
 
-def load_config(path: Path, environment: Environment = Environment()) -> Config:  # noqa: B008  (frozen)
+def load_config(path: Path, environment: Environment = Environment()) -> Config:
     """Read the config file at ``path``. Raises ConfigError, which carries every problem at once."""
     try:
         text = path.read_bytes().decode("utf-8")
@@ -30,7 +30,7 @@ def load_config(path: Path, environment: Environment = Environment()) -> Config:
 def parse_config(
     text: str,
     base_dir: Path,
-    environment: Environment = Environment(),  # noqa: B008  (frozen)
+    environment: Environment = Environment(),
     *,
     origin: str = "config",
 ) -> Config:

@@ -1,9 +1,10 @@
-"""Stands in for the ``haproxy`` binary that Ray Serve starts: closes the gaps in the config Ray writes, then becomes HAProxy.
+"""Stands in for the ``haproxy`` binary that Ray Serve starts: closes the gaps in the config Ray writes, then becomes
+HAProxy.
 
-Ray Serve 2.60 has no setting for these (faults.md 5 and 6, security.md S4): a deadline for request headers (60 slow sockets lock
-everybody out), statistics and metrics bound to all interfaces, an admin socket that any local user may write, and error pages
-that turn a 503 into a plain-text 500. Ray reads the binary's path from ``RAY_SERVE_HAPROXY_BINARY_PATH``; this file runs with
-the standard library alone, once per start and reload.
+Ray Serve 2.60 has no setting for these (faults.md 5 and 6, security.md S4): a deadline for request headers (60 slow
+sockets lock everybody out), statistics and metrics bound to all interfaces, an admin socket that any local user may
+write, and error pages that turn a 503 into a plain-text 500. Ray reads the binary's path from
+``RAY_SERVE_HAPROXY_BINARY_PATH``; this file runs with the standard library alone, once per start and reload.
 """
 
 import ctypes
@@ -20,8 +21,8 @@ ERROR_BODY = (
     '"code":"server_is_overloaded"}}'
 )
 
-#: (what Ray writes, what we write instead, how often it must occur). A pattern that is missing means that Ray changed: better
-#: not to start than to start open.
+#: (what Ray writes, what we write instead, how often it must occur). A pattern that is missing means that Ray
+#: changed: better not to start than to start open.
 _EDITS = (
     (r"(?m)^defaults\n    mode http$", f"defaults\n    mode http\n    timeout http-request {HEADER_TIMEOUT_S}s"),
     (r"stats socket (\S+) mode 666 level admin", r"stats socket \1 mode 600 level admin"),
@@ -34,8 +35,11 @@ class UnknownConfig(ValueError):
     """The config does not look like the one this module knows."""
 
 
-def harden(config: str, error_page: Path) -> str:
-    """Ray's config with the gaps closed. Raises ``UnknownConfig`` when an edit does not apply."""
+def harden(config: str, error_page: Path, public_host: str = "127.0.0.1") -> str:
+    """Ray's config with the gaps closed. Raises ``UnknownConfig`` when an edit does not apply.
+
+    Ray itself is told to use loopback, so that its gateways listen there alone; ``public_host`` is where HAProxy does.
+    """
     if f"timeout http-request {HEADER_TIMEOUT_S}s" in config:
         return config
     for pattern, replacement in _EDITS:
@@ -43,12 +47,25 @@ def harden(config: str, error_page: Path) -> str:
         if count != 1:
             raise UnknownConfig(f"expected one match of {pattern!r} in HAProxy's config, found {count}")
     # Before an app is deployed, and while no gateway is up, the answer is our 503 and not the text of Ray's own proxy.
-    config = re.sub(r"(?m)^    http-request return status 404 content-type text/plain .*$", "    http-request deny deny_status 503", config)
+    config = re.sub(
+        r"(?m)^    http-request return status 404 content-type text/plain .*$",
+        "    http-request deny deny_status 503",
+        config,
+    )
     config = re.sub(r"(?m)^    server \S+ \S+ check backup$\n", "", config)
+    if public_host != "127.0.0.1":
+        pattern = r"(?m)^(frontend http_frontend\n    bind )127\.0\.0\.1:"
+        config, count = re.subn(pattern, lambda match: f"{match[1]}{_bracketed(public_host)}:", config)
+        if count != 1:
+            raise UnknownConfig("no public listener in HAProxy's config")
     config, count = re.subn(r"(?m)^    errorfile (50[234]) \S+$", rf"    errorfile \1 {error_page}", config)
     if count == 0:
         raise UnknownConfig("no errorfile lines in HAProxy's config")
     return config
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def error_page() -> str:
@@ -64,16 +81,17 @@ def error_page() -> str:
     return "\r\n".join(head) + "\r\n\r\n" + ERROR_BODY
 
 
-def main(binary: str, arguments: list[str]) -> None:
+def main(public_host: str, binary: str, arguments: list[str]) -> None:
     if "-f" in arguments:
         path = Path(arguments[arguments.index("-f") + 1])
         page = path.with_name("unavailable.http")
         page.write_text(error_page(), newline="")
-        path.write_text(harden(path.read_text(), page))
-    # Ray's proxy actor is the parent: without this an orphan would hold the port, and the actor's successor could never bind it.
+        path.write_text(harden(path.read_text(), page, public_host))
+    # Ray's proxy actor is the parent: without this an orphan would hold the port, and the actor's successor could
+    # never bind it.
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     os.execv(binary, [binary, *arguments])
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2:])
+    main(sys.argv[1], sys.argv[2], sys.argv[3:])

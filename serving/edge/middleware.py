@@ -1,8 +1,9 @@
 """The outermost layer of a gateway's HTTP server: hands requests to the gateway before Ray Serve's own request code.
 
-Ray Serve runs the server, health-checks it and drains it. Its code around each request is left out: it echoes the client's
-``x-request-id``, lets headers set timeouts and routing, fails on header bytes that are not UTF-8, and costs more than the whole
-gateway (measured: docs/architecture.md). Installed by ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH``.
+Ray Serve runs the server, health-checks it and drains it. Its code around each request is left out: it echoes the
+client's ``x-request-id``, lets headers set timeouts and routing, fails on header bytes that are not UTF-8, and costs
+more than the whole gateway (measured: docs/architecture.md). Installed by
+``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH``.
 """
 
 from starlette.middleware import Middleware
@@ -16,8 +17,8 @@ _RAY_PATHS = ("/-/healthz", "/-/routes")
 class EdgeMiddleware:
     """ASGI middleware that prefers ``EdgeMiddleware.gateway`` to the app it wraps.
 
-    Ray Serve builds the middleware from an import path, so the gateway of this process cannot be an argument; its ingress
-    deployment puts it here.
+    Ray Serve builds the middleware from an import path, so the gateway of this process cannot be an argument; its
+    ingress deployment puts it here.
     """
 
     gateway: AsgiApp | None = None

@@ -1,5 +1,6 @@
-"""Closes a server that Ray Serve 2.60 opens in every replica: gRPC for calls between deployments, on all interfaces, without a
-credential, which unpickles what it is sent (``ray/serve/_private/replica.py:1835``), so that whoever reaches the port runs code.
+"""Closes a server that Ray Serve 2.60 opens in every replica: gRPC for calls between deployments, on all interfaces,
+without a credential, which unpickles what it is sent (``ray/serve/_private/replica.py:1835``), so that whoever
+reaches the port runs code.
 
 Ray has no setting for it. Calls between our deployments do not go through Ray, so the server simply gets no port.
 """

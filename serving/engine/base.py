@@ -11,11 +11,13 @@ from typing import Protocol
 from serving.protocol.asgi import AsgiApp
 from serving.protocol.frames import Usage
 
+
 @dataclass(slots=True)
 class RequestContext:
     """What a replica knows of the request that an engine's app is serving: the model name asked for and a token meter.
 
-    The engine adds to the meter while tokens are made, so that a request is counted whether it ends, fails or is dropped.
+    The engine adds to the meter while tokens are made, so that a request is counted whether it ends, fails or is
+    dropped.
     """
 
     model_name: str = ""
@@ -34,15 +36,15 @@ class RequestContext:
         }
 
 
-#: Set by the replica around the engine's app. Tasks that the app starts inherit it, so every sub-request (n > 1) counts into
-#: the same context.
+#: Set by the replica around the engine's app. Tasks that the app starts inherit it, so every sub-request (n > 1)
+#: counts into the same context.
 current_request: contextvars.ContextVar[RequestContext] = contextvars.ContextVar("current_request")
 
 
 @dataclass(frozen=True, slots=True)
 class EngineLoad:
-    """A reading of the engine's gauges. ``iterations`` and ``generated_tokens`` only grow; a standstill of the first while
-    ``running`` is positive is a hang (vLLM's own ``/health`` cannot see one)."""
+    """A reading of the engine's gauges. ``iterations`` and ``generated_tokens`` only grow; a standstill of the first
+    while ``running`` is positive is a hang (vLLM's own ``/health`` cannot see one)."""
 
     running: int = 0
     waiting: int = 0

@@ -1,10 +1,10 @@
 """vLLM's CPU worker, with a fault removed that lets any client kill the engine.
 
-A prompt that is prefilled in chunks is "sampled" after every chunk, and the result of all but the last is thrown away. For a
-seeded request vLLM 0.29 then winds the generator back with ``set_offset``, which only CUDA generators have
-(``v1/worker/gpu_model_runner.py:3785``): the worker raises and the engine dies. Here a row whose sample will be thrown away
-does not draw from its generator in the first place, so there is nothing to wind back, and the same seed gives the same text
-however the prompt was cut.
+A prompt that is prefilled in chunks is "sampled" after every chunk, and the result of all but the last is thrown
+away. For a seeded request vLLM 0.29 then winds the generator back with ``set_offset``, which only CUDA generators
+have (``v1/worker/gpu_model_runner.py:3785``): the worker raises and the engine dies. Here a row whose sample will be
+thrown away does not draw from its generator in the first place, so there is nothing to wind back, and the same seed
+gives the same text however the prompt was cut.
 """
 
 from collections.abc import Iterator

@@ -1,7 +1,7 @@
 """What Ballast changes inside vLLM's own processes, through vLLM's supported seams.
 
-``register`` is a ``vllm.general_plugins`` entry point: vLLM calls it in the engine core and in every worker. ``SeededCpuWorker``
-is named by ``worker_cls``. Nothing is patched.
+``register`` is a ``vllm.general_plugins`` entry point: vLLM calls it in the engine core and in every worker.
+``SeededCpuWorker`` is named by ``worker_cls``. Nothing is patched.
 """
 
 import ctypes
@@ -19,7 +19,9 @@ def register() -> None:
 
 
 def die_with_parent() -> None:
-    """Have the kernel kill this process when the one that started it is gone: a killed replica leaves no engine behind."""
+    """Have the kernel kill this process when the one that started it is gone: a killed replica leaves no engine
+    behind.
+    """
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     parent = multiprocessing.parent_process()
     if parent is not None and os.getppid() != parent.pid:  # it died before the call took effect

@@ -1,8 +1,9 @@
-"""A deterministic engine with no model: scripted latencies and faults behind the OpenAI API. For tests, demos and load tests.
+"""A deterministic engine with no model: scripted latencies and faults behind the OpenAI API. For tests, demos and
+load tests.
 
-It answers ``/v1/chat/completions`` and ``/v1/completions`` with numbered words, one per token, and nothing else. A prompt may
-carry one order for the engine, so that a test can choose a fault per request: ``!stall`` (never answers), ``!die`` (the engine
-dies), ``!break`` (fails mid-stream), ``!status 500`` (an error answer).
+It answers ``/v1/chat/completions`` and ``/v1/completions`` with numbered words, one per token, and nothing else. A
+prompt may carry one order for the engine, so that a test can choose a fault per request: ``!stall`` (never answers),
+``!die`` (the engine dies), ``!break`` (fails mid-stream), ``!status 500`` (an error answer).
 """
 
 import asyncio
@@ -25,7 +26,8 @@ class ScriptedFailure(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """How the engine behaves. ``step_s`` is one token's time, ``prefill_s`` the first one's, ``start_s`` the cold start.
+    """How the engine behaves. ``step_s`` is one token's time, ``prefill_s`` the first one's, ``start_s`` the cold
+    start.
 
     ``max_num_seqs`` requests run at once; more wait. ``break_after_tokens`` is when ``!break`` and ``!die`` strike.
     """
@@ -73,7 +75,9 @@ class ScriptedEngine:
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] not in ("/v1/chat/completions", "/v1/completions"):
-            await _respond(send, 404, {"error": {"message": "not scripted", "type": "Scripted", "param": None, "code": 404}})
+            await _respond(
+                send, 404, {"error": {"message": "not scripted", "type": "Scripted", "param": None, "code": 404}}
+            )
             return
         body = orjson.loads((await receive())["body"])
         is_chat = scope["path"] == "/v1/chat/completions"
@@ -82,7 +86,11 @@ class ScriptedEngine:
         request.prompt_tokens += len(prompt.split())
         if "!status " in prompt:
             status = int(prompt.split("!status ")[1].split()[0])
-            await _respond(send, status, {"error": {"message": f"scripted {status}", "type": "Scripted", "param": None, "code": status}})
+            await _respond(
+                send,
+                status,
+                {"error": {"message": f"scripted {status}", "type": "Scripted", "param": None, "code": status}},
+            )
             return
         answer = asyncio.ensure_future(self._answer(body, prompt, is_chat, request, send))
         gone = asyncio.ensure_future(_disconnected(receive))
@@ -96,14 +104,20 @@ class ScriptedEngine:
                 self.aborted.append(prompt)
                 answer.cancel()
 
-    async def _answer(self, body: dict[str, Any], prompt: str, is_chat: bool, request: RequestContext, send: Send) -> None:
+    async def _answer(
+        self, body: dict[str, Any], prompt: str, is_chat: bool, request: RequestContext, send: Send
+    ) -> None:
         num_tokens = body.get("max_completion_tokens") or body.get("max_tokens") or self._script.default_output_tokens
         envelope = {"id": "scripted", "object": "chat.completion" if is_chat else "text_completion", "created": int(time.time()),
                     "model": request.model_name or body["model"]}  # fmt: skip
         if not body.get("stream"):
             words = [word async for word in self._words(prompt, num_tokens, request)]
             text = "".join(words)
-            choice = {"index": 0, "message": {"role": "assistant", "content": text}} if is_chat else {"index": 0, "text": text}
+            choice = (
+                {"index": 0, "message": {"role": "assistant", "content": text}}
+                if is_chat
+                else {"index": 0, "text": text}
+            )
             usage = {"prompt_tokens": request.prompt_tokens, "completion_tokens": num_tokens,
                      "total_tokens": request.prompt_tokens + num_tokens}  # fmt: skip
             await _respond(send, 200, envelope | {"choices": [choice | {"finish_reason": "length"}], "usage": usage})

@@ -1,8 +1,9 @@
 """vLLM's ``AsyncLLM`` and its own OpenAI app, behind the ``Engine`` seam. The only module that imports vLLM's frontend.
 
-The app is vLLM's serving layer as it ships: templates, tools, structured output, log-probabilities, reasoning, Responses and
-Anthropic messages are its own. Ballast adds three things around it, each by subclassing or by a documented argument: tokens
-are metered per request, the engine's gauges are read from its own stat records, and the model name echoed is the one asked for.
+The app is vLLM's serving layer as it ships: templates, tools, structured output, log-probabilities, reasoning,
+Responses and Anthropic messages are its own. Ballast adds three things around it, each by subclassing or by a
+documented argument: tokens are metered per request, the engine's gauges are read from its own stat records, and the
+model name echoed is the one asked for.
 """
 
 import argparse
@@ -35,8 +36,8 @@ from serving.replica.options import ReplicaOptions
 class VllmOptions:
     """What one replica's engine is started with.
 
-    ``served_names`` is the model's name and its aliases; ``args`` are fields of vLLM's ``AsyncEngineArgs`` and of its server
-    arguments, already validated by the config.
+    ``served_names`` is the model's name and its aliases; ``args`` are fields of vLLM's ``AsyncEngineArgs`` and of its
+    server arguments, already validated by the config.
     """
 
     model: str
@@ -45,7 +46,7 @@ class VllmOptions:
 
     def as_namespace(self) -> argparse.Namespace:
         """vLLM's own defaults with ours over them. Raises ``ValueError`` for an argument vLLM does not have."""
-        namespace = make_arg_parser(FlexibleArgumentParser()).parse_args([])
+        namespace: argparse.Namespace = make_arg_parser(FlexibleArgumentParser()).parse_args([])
         for name, value in self.args.items():
             if not hasattr(namespace, name):
                 raise ValueError(f"engine.extra.{name}: vLLM has no such argument")
@@ -124,7 +125,8 @@ def _echo_requested_name(models: OpenAIServingModels) -> None:
 class _MeteredAsyncLLM(AsyncLLM):
     """``AsyncLLM`` that counts every request's tokens into the caller's context, finished or dropped.
 
-    vLLM's serving layer asks for deltas when it streams and for one final output when it does not, so adding is right for both.
+    vLLM's serving layer asks for deltas when it streams and for one final output when it does not, so adding is right
+    for both.
     """
 
     async def generate(self, *args: Any, **kwargs: Any) -> AsyncGenerator[RequestOutput, None]:

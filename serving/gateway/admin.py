@@ -1,7 +1,7 @@
 """The operator's listener on loopback: ``/metrics`` for Prometheus and ``/admin/status`` for people and scripts.
 
-Every gateway tries to hold the port and one succeeds; when that one ends another takes over. Whichever answers, the counts are
-those of all gateways (one shared folder), and the engines' own series are fetched from every replica.
+Every gateway tries to hold the port and one succeeds; when that one ends another takes over. Whichever answers, the
+counts are those of all gateways (one shared folder), and the engines' own series are fetched from every replica.
 """
 
 import asyncio
@@ -124,7 +124,7 @@ def _merge(families: dict[bytes, list[bytes]], text: bytes, labels: bytes) -> No
     """Add one replica's text: HELP and TYPE once per family, samples with ``labels`` prepended to theirs."""
     family = b""
     for line in text.splitlines():
-        if line.startswith(b"# HELP ") or line.startswith(b"# TYPE "):
+        if line.startswith((b"# HELP ", b"# TYPE ")):
             family = line.split(b" ", 3)[2]
             lines = families.setdefault(family, [])
             if line not in lines[:2]:

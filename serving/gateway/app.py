@@ -9,6 +9,7 @@ import time
 import orjson
 
 from serving.clock import Clock
+from serving.config.limits import Limits
 from serving.errors import ApiError, InternalError, MethodNotAllowed
 from serving.gateway import metering
 from serving.gateway.auth import Authenticator
@@ -17,7 +18,6 @@ from serving.gateway.catalog import Catalog
 from serving.gateway.exchange import ClientGone, Exchange
 from serving.gateway.inference import Inference
 from serving.gateway.routes import Page, allowed_methods, dialect_of, find_route
-from serving.config.limits import Limits
 from serving.protocol.asgi import Receive, Scope, Send
 from serving.protocol.openai import error_body, error_headers
 from serving.telemetry import metrics

@@ -14,7 +14,9 @@ class ClientGone(BallastError):
 
 @dataclass(slots=True)
 class Exchange:
-    """One request and its answer. Times are the event loop's monotonic seconds; ``pool`` is empty until a replica is chosen."""
+    """One request and its answer. Times are the event loop's monotonic seconds; ``pool`` is empty until a replica is
+    chosen.
+    """
 
     request_id: str
     method: str

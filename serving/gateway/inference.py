@@ -10,17 +10,16 @@ from serving.errors import EngineUnavailable, Overloaded, ReplicaLost
 from serving.gateway.auth import Authenticator, Identity
 from serving.gateway.body import Headers, check_media, read_body
 from serving.gateway.catalog import Catalog
+from serving.gateway.endpoint import Endpoint
 from serving.gateway.exchange import ClientGone, Exchange
 from serving.gateway.json_body import parse, serialise
-from serving.gateway.endpoint import Endpoint
-from serving.gateway.relay import Relay, Timing
+from serving.gateway.relay import Relay, Timing, disconnect
 from serving.gateway.validate import RequestContext, ValidRequest, validate
 from serving.protocol.asgi import Receive, Send
 from serving.protocol.frames import OpenHead
 from serving.router.directory import Directory
 from serving.router.link import ReplicaStream
 from serving.router.policy import choose
-from serving.telemetry import metrics
 
 logger = logging.getLogger("ballast.gateway")
 
@@ -62,7 +61,7 @@ class Inference:
             exchange.accepted_s = time.monotonic()
             stream = await self._open_stream(exchange, endpoint, request, receive)
             exchange.sent_s = time.monotonic()
-            await self._relay(Relay(exchange, stream, send, self._timing), receive)
+            await self._relay(Relay(exchange, stream, receive, send, self._timing))
         finally:
             self.num_in_flight -= 1
 
@@ -116,33 +115,23 @@ class Inference:
                 raise EngineUnavailable(f"no replica of '{exchange.model}' is ready", retry_after_s=RETRY_AFTER_S)
 
     async def _replicas_changed(self, timeout_s: float, receive: Receive) -> bool:
-        """Wait for another state of the replicas; False after ``timeout_s``. Raises ClientGone when the client leaves meanwhile."""
+        """Wait for another state of the replicas; False after ``timeout_s``. Raises ClientGone when the client leaves
+        meanwhile.
+        """
         change = asyncio.create_task(self._directory.changed(timeout_s))
-        disconnect = asyncio.create_task(_disconnect(receive))
+        gone = asyncio.create_task(disconnect(receive))
         try:
-            await asyncio.wait({change, disconnect}, return_when=asyncio.FIRST_COMPLETED)
-            if disconnect.done():
+            await asyncio.wait({change, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if gone.done():
                 raise ClientGone("the client left while waiting for a replica")
             return change.result()
         finally:
             change.cancel()
-            disconnect.cancel()
+            gone.cancel()
 
-    async def _relay(self, relay: Relay, receive: Receive) -> None:
-        watcher = asyncio.create_task(_watch_disconnect(receive, relay))
+    async def _relay(self, relay: Relay) -> None:
         self._relays.add(relay)
         try:
             await relay.run()
         finally:
             self._relays.discard(relay)
-            watcher.cancel()
-
-
-async def _disconnect(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-async def _watch_disconnect(receive: Receive, relay: Relay) -> None:
-    await _disconnect(receive)
-    relay.client_gone()

@@ -22,7 +22,7 @@ from serving.gateway.catalog import Catalog
 from serving.gateway.inference import TICK_S, Inference
 from serving.gateway.membership import MembershipWatcher
 from serving.protocol.asgi import AsgiApp, Receive, Scope, Send
-from serving.router.directory import Directory
+from serving.router.directory import Directory, Replica
 from serving.telemetry import metrics
 from serving.telemetry.logs import RequestLog, configure_logs
 from serving.tenancy.store import KeyStore
@@ -46,7 +46,9 @@ class GatewayOptions:
 class GatewayIngress:
     """One gateway replica."""
 
-    async def __init__(self, options: GatewayOptions, pools: Sequence[DeploymentHandle]) -> None:
+    async def __init__(  # type: ignore[misc]  # Ray Serve awaits constructors
+        self, options: GatewayOptions, pools: Sequence[DeploymentHandle]
+    ) -> None:
         """``pools`` makes Ray Serve deploy them with the gateway; no request goes through their handles."""
         config = options.config
         close_side_door()
@@ -56,10 +58,16 @@ class GatewayIngress:
         store = KeyStore.open(self._state_dir, busy_timeout_s=STORE_BUSY_TIMEOUT_S)
         self._authenticator = Authenticator(store, self._clock.now_s())
         self._directory = Directory(options.secret)
+        self._pools = options.deployments
         catalog = Catalog(config.models, self._directory)
         self._inference = Inference(config, catalog, self._directory, self._authenticator)
         self._gateway = Gateway(
-            config.limits, catalog, self._inference, self._authenticator, self._clock, RequestLog(config.server.log_path)
+            config.limits,
+            catalog,
+            self._inference,
+            self._authenticator,
+            self._clock,
+            RequestLog(config.server.log_path),
         )
         EdgeMiddleware.gateway = self._gateway
         self._membership = MembershipWatcher(self._directory, options.app_name, options.deployments)
@@ -79,7 +87,16 @@ class GatewayIngress:
             metrics.LOOP_LAG.observe(max(0.0, loop.time() - due_s))
             self._inference.tick(time.monotonic())
             self._authenticator.refresh(self._clock.now_s())
-            self._gateway.is_ready = any(replica.is_ready for replica in self._directory.all())
+            replicas = self._directory.all()
+            self._gateway.is_ready = any(replica.is_ready for replica in replicas)
+            self._count_replicas(replicas)
+
+    def _count_replicas(self, replicas: list[Replica]) -> None:
+        for model, pool, _ in self._pools:
+            own = [replica for replica in replicas if (replica.address.model, replica.address.pool) == (model, pool)]
+            num_ready = sum(replica.is_ready for replica in own)
+            metrics.REPLICAS.labels(model, pool, "ready").set(num_ready)
+            metrics.REPLICAS.labels(model, pool, "not_ready").set(len(own) - num_ready)
 
     async def _save_last_used(self) -> None:
         while True:

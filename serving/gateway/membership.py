@@ -18,7 +18,8 @@ logger = logging.getLogger("ballast.gateway")
 class MembershipWatcher:
     """Keeps ``directory`` in step with the replicas that Ray Serve runs.
 
-    Ray Serve's own routers learn of replicas the same way. While the controller is away, what was last heard stays true.
+    Ray Serve's own routers learn of replicas the same way. While the controller is away, what was last heard stays
+    true.
 
     Args:
         deployments: (model, pool, deployment name) of every pool.

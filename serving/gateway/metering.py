@@ -7,7 +7,7 @@ from serving.telemetry.logs import RequestLog
 
 def record(exchange: Exchange, now_s: float, log: RequestLog) -> None:
     """Count a finished request and log it. Never raises for anything a client can cause."""
-    model, pool, usage = exchange.model, exchange.pool, exchange.usage
+    model, pool = exchange.model, exchange.pool
     metrics.REQUESTS.labels(model, pool, exchange.route, exchange.code).inc()
     if exchange.accepted_s is not None:
         metrics.OVERHEAD.labels(exchange.route).observe(exchange.accepted_s - exchange.arrived_s)

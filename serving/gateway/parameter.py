@@ -54,7 +54,7 @@ def capped(check: Check, reason: str = "") -> Parameter:
     return Parameter(Action.CAPPED, check, reason)
 
 
-def ignored(reason: str, check: Check = Anything()) -> Parameter:  # noqa: B008  (frozen)
+def ignored(reason: str, check: Check = Anything()) -> Parameter:
     return Parameter(Action.IGNORED, check, reason)
 
 

@@ -1,7 +1,7 @@
 """An answer on its way from a replica to a client: bytes that need no change are passed on unread.
 
-What is read: the status line, an error answer (a few hundred bytes, put into our shape), nothing else. Tokens are counted where
-they are made and arrive with the stream's end.
+What is read: the status line, an error answer (a few hundred bytes, put into our shape), nothing else. Tokens are
+counted where they are made and arrive with the stream's end.
 """
 
 import asyncio
@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import orjson
 
-from serving.protocol.asgi import Send
 from serving.errors import (
     ApiError,
     BadRequest,
@@ -24,6 +23,7 @@ from serving.errors import (
 )
 from serving.gateway.exchange import ClientGone, Exchange
 from serving.protocol import sse
+from serving.protocol.asgi import Receive, Send
 from serving.protocol.frames import ResponseHead
 from serving.protocol.openai import error_event
 from serving.router.link import ReplicaStream, StreamFailed
@@ -48,11 +48,14 @@ class Timing:
 
 
 class Relay:
-    """Carries one stream. ``run`` does the carrying; ``tick`` is called about twice a second for what depends on time."""
+    """Carries one stream. ``run`` does the carrying; ``tick`` is called about twice a second for what depends on
+    time.
+    """
 
-    def __init__(self, exchange: Exchange, stream: ReplicaStream, send: Send, timing: Timing) -> None:
+    def __init__(self, exchange: Exchange, stream: ReplicaStream, receive: Receive, send: Send, timing: Timing) -> None:
         self._exchange = exchange
         self._stream = stream
+        self._receive = receive
         self._send = send
         self._timing = timing
         self._task = asyncio.current_task()
@@ -60,6 +63,7 @@ class Relay:
         self._idle_since_s = self._kept_alive_s = time.monotonic()
         self._blocked_since_s: float | None = None
         self._keep_alive_task: asyncio.Task[None] | None = None
+        self._watcher: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
         """Relay until the answer ends. Raises ``ApiError`` only while nothing has been sent."""
@@ -75,8 +79,9 @@ class Relay:
         except (ReplicaLost, StreamFailed, ApiError) as error:
             await self._end_with(as_api_error(error, self._exchange))
         finally:
-            if self._keep_alive_task is not None:
-                self._keep_alive_task.cancel()
+            for task in (self._keep_alive_task, self._watcher):
+                if task is not None:
+                    task.cancel()
             self._exchange.usage = await self._stream.finish(FINISH_TIMEOUT_S)
 
     async def _relay_events(self) -> None:
@@ -139,12 +144,18 @@ class Relay:
     async def _upstream_error(self, head: ResponseHead) -> ApiError:
         return translate_error(head["status"], await self._read_all(), self._exchange)
 
-    def client_gone(self) -> None:
+    async def _watch(self) -> None:
+        await disconnect(self._receive)
         self._stream.interrupt(ClientGone("the client closed its connection"))
 
     def tick(self, now_s: float) -> None:
-        """Time passes: keep the client's connection alive, and give up on a silent replica or a client that does not read."""
+        """Time passes: keep the client's connection alive, and give up on a silent replica or a client that does not
+        read.
+        """
         timing, exchange = self._timing, self._exchange
+        if self._watcher is None:
+            # Only now: most answers end before the first tick, and a task for each would cost more than their relaying.
+            self._watcher = asyncio.create_task(self._watch())
         if self._blocked_since_s is not None:
             if now_s - self._blocked_since_s > timing.slow_reader_timeout_s and self._task is not None:
                 exchange.error_code = "slow_reader"
@@ -167,6 +178,12 @@ class Relay:
     async def _keep_alive(self) -> None:
         await self._start()
         await self._send({"type": "http.response.body", "body": sse.KEEP_ALIVE, "more_body": True})
+
+
+async def disconnect(receive: Receive) -> None:
+    """Returns when the client has closed its connection."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def as_api_error(error: Exception, exchange: Exchange) -> ApiError:

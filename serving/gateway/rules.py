@@ -57,7 +57,9 @@ def stream_options_need_stream(draft: Draft) -> None:
 
 
 def engine_stream_options(draft: Draft) -> None:
-    """What is sent on of `stream_options`: nothing where nothing is streamed, and no padding, which the engine does not have."""
+    """What is sent on of `stream_options`: nothing where nothing is streamed, and no padding, which the engine does
+    not have.
+    """
     options = draft.sent.get("stream_options")
     if draft.sent.get("stream") is not True:
         draft.sent.pop("stream_options", None)

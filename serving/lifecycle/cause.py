@@ -1,16 +1,25 @@
-"""Why a replica did not start, in one line, from the long texts that Ray and vLLM leave behind. Pure, but for ``newest_log``."""
+"""Why a replica did not start, in one line, from the long texts that Ray and vLLM leave behind. Pure, but for
+``newest_log``.
+"""
 
 import re
 from pathlib import Path
 
 #: ``SomeError: message``, after the prefixes of vLLM's processes and log lines.
 _ERROR = re.compile(
-    r"^(?:\([^()]*\) ?)?(?:(?:ERROR|CRITICAL) [^\]]*\] ?)?(?P<kind>(?:\w+\.)*[A-Z]\w*(?:Error|Exception|Failure|Interrupt))"
-    r"(?:: (?P<message>.*\S))?\s*$"
+    r"^(?:\([^()]*\) ?)?(?:(?:ERROR|CRITICAL) [^\]]*\] ?)?"
+    r"(?P<kind>(?:\w+\.)*[A-Z]\w*(?:Error|Exception|Failure|Interrupt))(?:: (?P<message>.*\S))?\s*$"
 )
 #: Errors that only say that there was another one.
-_EMPTY = ("See root cause above", "Engine core initialization failed", "failed due to the following", "WorkerProc initialization failed")
-_WRAPPER = re.compile(r"^(?:ray\.exceptions\.)?(?:RayTaskError|RayActorError|ActorDiedError|RuntimeError: The deployment failed)")
+_EMPTY = (
+    "See root cause above",
+    "Engine core initialization failed",
+    "failed due to the following",
+    "WorkerProc initialization failed",
+)
+_WRAPPER = re.compile(
+    r"^(?:ray\.exceptions\.)?(?:RayTaskError|RayActorError|ActorDiedError|RuntimeError: The deployment failed)"
+)
 MAX_CAUSE_CHARS = 500
 
 

@@ -16,7 +16,15 @@ from typing import BinaryIO
 
 from serving.cluster import Cluster
 from serving.errors import MachineError, OperatorError
-from serving.lifecycle.launch import DeploymentsEvent, DeploymentState, Event, FailedEvent, Launch, StepEvent, encode_event
+from serving.lifecycle.launch import (
+    DeploymentsEvent,
+    DeploymentState,
+    Event,
+    FailedEvent,
+    Launch,
+    StepEvent,
+    encode_event,
+)
 from serving.lifecycle.processes import signal_when_parent_ends
 
 POLL_S = 0.5
@@ -46,6 +54,7 @@ class Holder:
             self._take_signals()  # Ray has put its own in place
             self._cluster.deploy(self._launch.engine, self._launch.engine_args)
             self._watch()
+            return 0
         except Interrupted:
             return 0
         except OperatorError as error:
@@ -54,7 +63,7 @@ class Holder:
         finally:
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, signal.SIG_IGN)
-            self._cluster.stop(drain_s=self._launch.config.server.shutdown_grace_s if self._was_ready else 0.0)
+            self._cluster.stop(self._launch.config.server.shutdown_grace_s, in_order=self._was_ready)
 
     def _watch(self) -> None:
         previous: tuple[DeploymentState, ...] = ()
@@ -72,7 +81,6 @@ class Holder:
                 self._send(DeploymentsEvent(found))
                 previous = found
             time.sleep(POLL_S)
-        raise Interrupted
 
     def _send(self, event: Event) -> None:
         try:

@@ -1,7 +1,7 @@
 """What passes between `ballast up` and the process that holds Ray: what to start, and what happens, one JSON line each.
 
-Ray lives in a process of its own, so that the terminal, signals and clean-up never wait for it, and nothing of it is loaded
-before it is wanted.
+Ray lives in a process of its own, so that the terminal, signals and clean-up never wait for it, and nothing of it is
+loaded before it is wanted.
 """
 
 from collections.abc import Mapping
@@ -34,8 +34,8 @@ class Launch:
 
 @dataclass(frozen=True, slots=True)
 class DeploymentState:
-    """One pool or the gateway, as Ray Serve sees it. ``label`` is ``model/pool`` or ``gateway``, ``message`` Ray Serve's word on
-    what it waits for."""
+    """One pool or the gateway, as Ray Serve sees it. ``label`` is ``model/pool`` or ``gateway``, ``message`` Ray
+    Serve's word on what it waits for."""
 
     name: str
     label: str

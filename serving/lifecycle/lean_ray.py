@@ -1,8 +1,8 @@
 """Ray's head node without three processes that a server of one application has no use for.
 
-``ray.init`` always starts a dashboard (even ``include_dashboard=False`` leaves its usage reporter), the cluster autoscaler's
-monitor and a forwarder of workers' output. Here they cost 290 MB and a third of the time that Ray takes to start (ray 2.60.0,
-two cores), and Ray has no setting to leave them out.
+``ray.init`` always starts a dashboard (even ``include_dashboard=False`` leaves its usage reporter), the cluster
+autoscaler's monitor and a forwarder of workers' output. Here they cost 290 MB and a third of the time that Ray takes
+to start (ray 2.60.0, two cores), and Ray has no setting to leave them out.
 """
 
 from typing import Any

@@ -15,9 +15,8 @@ class LogFile:
         self._path = path
         self._max_bytes = max_bytes
         self._num_old = num_old
-        self._file: TextIO | None = None
         self._partial = ""
-        self._open()
+        self._file = self._open()
         if self._file is not None:
             self._file.seek(0, 2)  # what a former server wrote is not news
 
@@ -27,7 +26,7 @@ class LogFile:
         if not self._is_current():
             text += self._read()  # a writer may have added to the old file before it noticed
             self.close()
-            self._open()
+            self._file = self._open()
             text += self._read()
         *lines, self._partial = (self._partial + text).split("\n")
         return lines
@@ -52,12 +51,13 @@ class LogFile:
     def _read(self) -> str:
         return self._file.read() if self._file is not None else ""
 
-    def _open(self) -> None:
-        if self._path.exists():
-            self._file = self._path.open(errors="replace")
+    def _open(self) -> TextIO | None:
+        return self._path.open(errors="replace") if self._path.exists() else None
 
     def _is_current(self) -> bool:
-        """False when the path holds another file than ours; a path without a file may still get one from the writers."""
+        """False when the path holds another file than ours; a path without a file may still get one from the
+        writers.
+        """
         if not self._path.exists():
             return True
         return self._file is not None and self._path.samefile(f"/proc/self/fd/{self._file.fileno()}")

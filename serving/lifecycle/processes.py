@@ -15,7 +15,9 @@ _POLL_S = 0.02
 
 
 def start_ticks(pid: int) -> int | None:
-    """When ``pid`` started, in clock ticks since boot: with it a process id is unique. None when no such process runs."""
+    """When ``pid`` started, in clock ticks since boot: with it a process id is unique. None when no such process
+    runs.
+    """
     try:
         # The command's name stands in parentheses and may contain any character, so fields count from the last one.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -25,8 +27,9 @@ def start_ticks(pid: int) -> int | None:
 
 
 def processes_of(runtime_dir: Path) -> set[int]:
-    """Ids of the processes that carry ``runtime_dir`` in their environment, and of those that they started; our own and our
-    parent's left out. Some of Ray's helpers overwrite their environment with their title, so neither way finds all."""
+    """Ids of the processes that carry ``runtime_dir`` in their environment, and of those that they started; our own
+    and our parent's left out. Some of Ray's helpers overwrite their environment with their title, so neither way
+    finds all."""
     marker = os.fsencode(f"{RUNTIME_DIR_VARIABLE}={runtime_dir}")
     marked: set[int] = set()
     children: dict[int, list[int]] = {}
@@ -50,8 +53,8 @@ def processes_of(runtime_dir: Path) -> set[int]:
 
 
 def end_processes_of(runtime_dir: Path, patience_s: float = 5.0) -> None:
-    """End every process of ``runtime_dir``: SIGTERM, then SIGKILL for what is left after ``patience_s``. A process that they
-    started is ended too, also when it loses its parent meanwhile."""
+    """End every process of ``runtime_dir``: SIGTERM, then SIGKILL for what is left after ``patience_s``. A process
+    that they started is ended too, also when it loses its parent meanwhile."""
     deadline_s = time.monotonic() + patience_s
     ticks: dict[int, int | None] = {}
     while True:

@@ -23,7 +23,6 @@ class ServerRecord:
     started_at_s: float
     config: str
 
-    @property
     def is_running(self) -> bool:
         """False also when the process id has gone to another process since."""
         return start_ticks(self.pid) == self.start_ticks
@@ -61,4 +60,4 @@ def record_path(state_dir: Path) -> Path:
 def running_server(state_dir: Path) -> ServerRecord | None:
     """The server that runs over ``state_dir``, if one does."""
     record = ServerRecord.read(state_dir)
-    return record if record is not None and record.is_running else None
+    return record if record is not None and record.is_running() else None

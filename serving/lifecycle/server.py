@@ -1,4 +1,6 @@
-"""A whole server under one roof: claims the state folder, starts the process that holds Ray, and leaves nothing behind."""
+"""A whole server under one roof: claims the state folder, starts the process that holds Ray, and leaves nothing
+behind.
+"""
 
 import os
 import selectors
@@ -39,10 +41,11 @@ class StateClaim:
         ensure_private_folder(self._state_dir)
         with folder_lock(self._state_dir):
             former = ServerRecord.read(self._state_dir)
-            if former is not None and former.is_running:
+            if former is not None and former.is_running():
+                where = f"process {former.pid}, http://{former.host}:{former.port}"
                 raise StateError(
-                    f"A server already runs over {self._state_dir}: process {former.pid}, http://{former.host}:{former.port}. "
-                    "Stop it with 'ballast down', or choose another server.state_dir."
+                    f"A server already runs over {self._state_dir}: {where}. Stop it with 'ballast down', or choose "
+                    "another server.state_dir."
                 )
             if former is not None:
                 clear_away(Path(former.runtime_dir))
@@ -51,7 +54,9 @@ class StateClaim:
             self._record().write(self._state_dir)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         clear_away(self.runtime_dir)
         record_path(self._state_dir).unlink(missing_ok=True)
 

@@ -32,7 +32,9 @@ class StartProgress:
     _seen: set[tuple[str, str, float]] = field(default_factory=set)
 
     def begin(self, track: str, name: str, now_s: float) -> None:
-        """A step begins, and the one before it on the same track ends. Said again about the same step, nothing changes."""
+        """A step begins, and the one before it on the same track ends. Said again about the same step, nothing
+        changes.
+        """
         if (track, name, now_s) in self._seen:
             return
         self._seen.add((track, name, now_s))

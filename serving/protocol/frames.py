@@ -11,10 +11,10 @@ Numbers are big-endian. Who may send what:
     replica → gateway   CHALLENGE (0)  ACCEPTED (0)  LOAD (0)  HEAD  BODY  END  FAIL
     gateway → replica   PROOF (0)      OPEN  CANCEL  PAUSE  RESUME
 
-A connection begins with CHALLENGE (``Challenge``: a nonce), PROOF (HMAC-SHA256 of the nonce under the cluster's secret) and
-ACCEPTED. After that the gateway opens streams with ids of its own choosing; a stream ends with exactly one END or FAIL.
-Writers collect the frames of one event-loop turn and flush them as one write: under load that is one system call per engine
-step instead of one per stream (measured: design notes, "Why one multiplexed connection").
+A connection begins with CHALLENGE (``Challenge``: a nonce), PROOF (HMAC-SHA256 of the nonce under the cluster's
+secret) and ACCEPTED. After that the gateway opens streams with ids of its own choosing; a stream ends with exactly
+one END or FAIL. Writers collect the frames of one event-loop turn and flush them as one write: under load that is one
+system call per engine step instead of one per stream (measured: design notes, "Why one multiplexed connection").
 """
 
 import enum

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 class ReplicaAddress:
     """A replica as its pool's membership lists it.
 
-    ``address`` is ``unix:<path>`` or ``tcp:<host>:<port>``; ``version`` stands for model and config and is told to clients;
-    ``max_model_len`` is in tokens; ``pid`` is the
-    replica's process on its node.
+    ``address`` is ``unix:<path>`` or ``tcp:<host>:<port>``; ``version`` stands for model and config and is told to
+    clients; ``max_model_len`` is in tokens; ``pid`` is the replica's process on its node.
     """
 
     replica: str

@@ -34,7 +34,9 @@ def _openai_error(error: ApiError) -> dict[str, str | None]:
 
 
 def _anthropic_error(error: ApiError) -> dict[str, object]:
-    kind = _ANTHROPIC_TYPES.get(error.answer.status, "invalid_request_error" if error.answer.status < 500 else "api_error")
+    kind = _ANTHROPIC_TYPES.get(
+        error.answer.status, "invalid_request_error" if error.answer.status < 500 else "api_error"
+    )
     return {"type": "error", "error": {"type": kind, "message": error.message}}
 
 
@@ -61,10 +63,10 @@ def error_headers(error: ApiError) -> list[tuple[bytes, bytes]]:
     if error.retry_after_s is not None:
         headers.append((b"retry-after", str(max(1, round(error.retry_after_s))).encode()))
         headers.append((b"retry-after-ms", str(max(1, round(error.retry_after_s * 1000))).encode()))
-    if error.answer.status in (408, 409, 429) or error.answer.status >= 500:
-        # Official clients retry these statuses unless told otherwise.
-        if not error.answer.retryable:
-            headers.append((b"x-should-retry", b"false"))
+    # Official clients retry these statuses unless told otherwise.
+    is_retried = error.answer.status in (408, 409, 429) or error.answer.status >= 500
+    if is_retried and not error.answer.retryable:
+        headers.append((b"x-should-retry", b"false"))
     if error.answer.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     return headers

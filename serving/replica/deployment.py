@@ -12,10 +12,10 @@ from ray import serve
 
 from serving.edge.side_door import close_side_door
 from serving.engine.base import Engine
+from serving.protocol.membership import ReplicaAddress
 from serving.replica import progress
 from serving.replica.options import ReplicaOptions
 from serving.replica.server import ReplicaServer
-from serving.protocol.membership import ReplicaAddress
 from serving.telemetry.logs import configure_logs
 
 logger = logging.getLogger("ballast.replica")
@@ -28,7 +28,7 @@ DEATH_GRACE_S = 0.5
 class PoolReplica:
     """One replica of a pool. Ray Serve constructs it, asks for its address, checks its health and stops it."""
 
-    async def __init__(self, options: ReplicaOptions) -> None:
+    async def __init__(self, options: ReplicaOptions) -> None:  # type: ignore[misc]  # Ray Serve awaits constructors
         close_side_door()
         configure_logs(options.log_level, Path(options.log_path))
         self._options = options
@@ -73,7 +73,9 @@ class PoolReplica:
             raise RuntimeError("the engine is dead")
 
     async def __del__(self) -> None:
-        """Ray Serve's way to stop a replica, also one whose start failed: finish or fail the open streams, release the engine."""
+        """Ray Serve's way to stop a replica, also one whose start failed: finish or fail the open streams, release
+        the engine.
+        """
         self._is_stopping = True
         if hasattr(self, "_server"):
             await self._server.drain(self._options.drain_s)
@@ -82,7 +84,7 @@ class PoolReplica:
             await self._engine.stop()
 
     async def _die_with_engine(self) -> None:
-        while not self._engine.dead or self._is_stopping:
+        while not self._engine.dead or self._is_stopping:  # noqa: ASYNC110 - vLLM says it in a flag, not an event
             await asyncio.sleep(WATCH_INTERVAL_S)
         logger.error("the engine of replica %s died; the replica ends with it", self._name)
         await self._server.drain(DEATH_GRACE_S)
@@ -96,7 +98,9 @@ _ENGINES = {"vllm": "serving.engine.vllm_engine:build", "scripted": "serving.eng
 
 
 def build_engine(options: ReplicaOptions) -> Engine:
-    """The engine that ``options`` name: a known one, or ``module:function`` of one's own. Imported here, in the replica only."""
+    """The engine that ``options`` name: a known one, or ``module:function`` of one's own. Imported here, in the
+    replica only.
+    """
     module, _, function = _ENGINES.get(options.engine, options.engine).partition(":")
     engine: Engine = getattr(importlib.import_module(module), function)(options)
     return engine

@@ -1,4 +1,6 @@
-"""What one replica is started with: plain frozen values, so that they pickle and a change of any of them is a new version."""
+"""What one replica is started with: plain frozen values, so that they pickle and a change of any of them is a new
+version.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,7 +1,8 @@
 """How far the start of a replica has got, told through a small file: `ballast up` shows it.
 
-One line per step: seconds since 1970, a tab, the step. The replica names the file in its environment, so that the engine's
-processes, which it starts, add to the same one. Where no file is named (tests, benchmarks), nothing is written.
+One line per step: seconds since 1970, a tab, the step. The replica names the file in its environment, so that the
+engine's processes, which it starts, add to the same one. Where no file is named (tests, benchmarks), nothing is
+written.
 """
 
 import os

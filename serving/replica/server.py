@@ -1,14 +1,14 @@
-"""A replica's private surface: the multiplexed connection that gateways open, and the engine's app called in process behind it.
+"""A replica's private surface: the multiplexed connection that gateways open, and the engine's app called in process
+behind it.
 
-No HTTP server stands between: a request arrives as one OPEN frame, vLLM's ASGI app is awaited directly, and what it sends becomes
-HEAD and BODY frames. Frames of one event-loop turn leave in one write.
+No HTTP server stands between: a request arrives as one OPEN frame, vLLM's ASGI app is awaited directly, and what it
+sends becomes HEAD and BODY frames. Frames of one event-loop turn leave in one write.
 """
 
 import asyncio
 import logging
 import secrets
 import socket
-from collections.abc import Callable
 from hmac import compare_digest
 from pathlib import Path
 from typing import cast
@@ -66,11 +66,7 @@ class ReplicaServer:
 
     async def listen_unix(self, path: Path) -> None:
         loop = asyncio.get_running_loop()
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        path.unlink(missing_ok=True)
-        listener.bind(str(path))
-        path.chmod(0o600)
-        self._servers.append(await loop.create_unix_server(lambda: _GatewayConnection(self), sock=listener))
+        self._servers.append(await loop.create_unix_server(lambda: _GatewayConnection(self), sock=_bind_private(path)))
         self._start_reporting()
 
     async def listen_tcp(self, host: str) -> int:
@@ -96,7 +92,7 @@ class ReplicaServer:
     async def _streams_ended(self, timeout_s: float) -> None:
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + timeout_s
-        while self.num_streams and loop.time() < deadline_s:
+        while self.num_streams and loop.time() < deadline_s:  # noqa: ASYNC110 - counts over all connections
             await asyncio.sleep(DRAIN_POLL_S)
 
     async def close(self) -> None:
@@ -143,6 +139,15 @@ class ReplicaServer:
         load = self.load()
         for connection in self._connections:
             connection.send_load(load)
+
+
+def _bind_private(path: Path) -> socket.socket:
+    """A Unix socket that only this user can reach."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    path.unlink(missing_ok=True)
+    listener.bind(str(path))
+    path.chmod(0o600)
+    return listener
 
 
 class _GatewayConnection(asyncio.Protocol):

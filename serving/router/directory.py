@@ -1,7 +1,7 @@
 """Who is alive, with what load: every replica this gateway knows, and the open connection to each.
 
-Membership comes from outside (``Directory.update``: Ray Serve's long poll in production, a list in tests); load and health come
-from the replicas themselves over their connections. No request waits on Ray.
+Membership comes from outside (``Directory.update``: Ray Serve's long poll in production, a list in tests); load and
+health come from the replicas themselves over their connections. No request waits on Ray.
 """
 
 import asyncio

@@ -42,8 +42,8 @@ class StreamFailed(Exception):
 class ReplicaStream:
     """One request on a replica: first ``head()``, then ``read()`` until it returns ``b""``, then ``usage``.
 
-    Both raise ``ReplicaLost`` when the connection ends first and ``StreamFailed`` when the replica gives up. Unread bytes are
-    bounded: over ``buffer_bytes`` the replica is told to pause, below half of it to go on.
+    Both raise ``ReplicaLost`` when the connection ends first and ``StreamFailed`` when the replica gives up. Unread
+    bytes are bounded: over ``buffer_bytes`` the replica is told to pause, below half of it to go on.
     """
 
     __slots__ = (
@@ -98,7 +98,9 @@ class ReplicaStream:
         self.wake()
 
     async def finish(self, timeout_s: float) -> Usage:
-        """What the request has cost. If it still runs, nobody wants the rest: the replica is told, and has ``timeout_s`` to say."""
+        """What the request has cost. If it still runs, nobody wants the rest: the replica is told, and has
+        ``timeout_s`` to say.
+        """
         if not self._is_ended:
             self._link.send(encode(Kind.CANCEL, self.id))
             with contextlib.suppress(TimeoutError):

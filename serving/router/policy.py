@@ -20,9 +20,11 @@ C = TypeVar("C", bound=Candidate)
 
 
 def choose(candidates: Sequence[C], rng: random.Random) -> C | None:
-    """The less loaded of two ready replicas drawn at random (power of two choices, Mitzenmacher 2001); None if none is ready.
+    """The less loaded of two ready replicas drawn at random (power of two choices, Mitzenmacher 2001); None if none
+    is ready.
 
-    Two random draws instead of the minimum keep several gateways, each with slightly old numbers, from all picking the same one.
+    Two random draws instead of the minimum keep several gateways, each with slightly old numbers, from all picking
+    the same one.
     """
     ready = [candidate for candidate in candidates if candidate.is_ready]
     if not ready:

@@ -18,7 +18,8 @@ MAX_FIELD_CHARS = 512
 class JsonFormatter(logging.Formatter):
     """A log record as one JSON object: ``time``, ``level``, ``logger``, ``event`` and whatever ``extra`` carried.
 
-    JSON escapes control characters, so nothing a client sends can forge a line or reach a terminal as an escape sequence.
+    JSON escapes control characters, so nothing a client sends can forge a line or reach a terminal as an escape
+    sequence.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -39,7 +40,9 @@ def _bounded(value: object) -> object:
 
 
 def configure_logs(level: str, path: Path) -> None:
-    """Append the ``ballast`` loggers' lines to ``path``, which several processes share; reopens it after a rotation. Idempotent."""
+    """Append the ``ballast`` loggers' lines to ``path``, which several processes share; reopens it after a rotation.
+    Idempotent.
+    """
     root = logging.getLogger("ballast")
     root.setLevel(level.upper())
     root.propagate = False
@@ -53,7 +56,8 @@ def configure_logs(level: str, path: Path) -> None:
 class RequestLog:
     """The one line per request, written without the logging module, which costs more than the rest of a short request.
 
-    Lines of one event-loop turn leave in one write. The file is reopened when it was rotated, looked at once per second.
+    Lines of one event-loop turn leave in one write. The file is reopened when it was rotated, looked at once per
+    second.
     """
 
     def __init__(self, path: Path) -> None:

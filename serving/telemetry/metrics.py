@@ -1,7 +1,8 @@
 """Every metric Ballast exports, its name, labels and buckets declared once.
 
-Gateways share one folder of memory-mapped values (prometheus_client's multiprocess mode), so a scrape of any of them shows the
-sum and a restarted gateway loses no counts. Label values are bounded: models, pools and routes come from the config.
+Gateways share one folder of memory-mapped values (prometheus_client's multiprocess mode), so a scrape of any of them
+shows the sum and a restarted gateway loses no counts. Label values are bounded: models, pools and routes come from
+the config.
 """
 
 import os
@@ -10,17 +11,24 @@ from bisect import bisect_left
 from prometheus_client import Counter, Gauge, Histogram, values
 
 if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
-    # The library asks the kernel for the process id at every increment, in case the process has forked; a gateway does not fork.
+    # The library asks the kernel for the process id at every increment, in case the process has forked; a gateway
+    # does not fork.
     _PID = os.getpid()
-    values.ValueClass = values.MultiProcessValue(lambda: _PID)
+    values.ValueClass = values.MultiProcessValue(lambda: _PID)  # type: ignore[no-untyped-call]
 
 TIME_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 ITL_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5)
 
 REQUESTS = Counter("ballast_requests", "Requests by outcome.", ["model", "pool", "route", "code"])
-TOKENS = Counter("ballast_tokens", "Tokens by direction: prompt (cached included), cached, output.", ["model", "pool", "direction"])
-TTFT = Histogram("ballast_time_to_first_token_seconds", "Arrival to first chunk.", ["model", "pool"], buckets=TIME_BUCKETS_S)
-ITL = Histogram("ballast_inter_token_latency_seconds", "Between chunks of one stream.", ["model", "pool"], buckets=ITL_BUCKETS_S)
+TOKENS = Counter(
+    "ballast_tokens", "Tokens by direction: prompt (cached included), cached, output.", ["model", "pool", "direction"]
+)
+TTFT = Histogram(
+    "ballast_time_to_first_token_seconds", "Arrival to first chunk.", ["model", "pool"], buckets=TIME_BUCKETS_S
+)
+ITL = Histogram(
+    "ballast_inter_token_latency_seconds", "Between chunks of one stream.", ["model", "pool"], buckets=ITL_BUCKETS_S
+)
 E2E = Histogram("ballast_request_duration_seconds", "Arrival to last byte.", ["model", "pool"], buckets=TIME_BUCKETS_S)
 QUEUE = Histogram("ballast_queue_seconds", "Waiting in the gateway for a replica.", ["model"], buckets=TIME_BUCKETS_S)
 OVERHEAD = Histogram(
@@ -28,13 +36,24 @@ OVERHEAD = Histogram(
     buckets=TIME_BUCKETS_S,
 )  # fmt: skip
 IN_FLIGHT = Gauge("ballast_requests_in_flight", "Requests being served.", multiprocess_mode="livesum")
-REPLICAS = Gauge("ballast_replicas", "Replicas this gateway knows, by state.", ["model", "pool", "state"], multiprocess_mode="livemax")
-STREAMS_BROKEN = Counter("ballast_streams_broken", "Streams ended by an error frame after their first byte.", ["model", "pool"])
-LOOP_LAG = Histogram("ballast_gateway_loop_lag_seconds", "How late the gateway's event loop runs.", buckets=ITL_BUCKETS_S)
+REPLICAS = Gauge(
+    "ballast_replicas",
+    "Replicas this gateway knows, by state.",
+    ["model", "pool", "state"],
+    multiprocess_mode="livemax",
+)
+STREAMS_BROKEN = Counter(
+    "ballast_streams_broken", "Streams ended by an error frame after their first byte.", ["model", "pool"]
+)
+LOOP_LAG = Histogram(
+    "ballast_gateway_loop_lag_seconds", "How late the gateway's event loop runs.", buckets=ITL_BUCKETS_S
+)
 
 
 class LatencyBuffer:
-    """Bucket counts of one stream's gaps, added to ``ITL`` once at its end: observing per chunk would cost more than relaying it."""
+    """Bucket counts of one stream's gaps, added to ``ITL`` once at its end: observing per chunk would cost more than
+    relaying it.
+    """
 
     __slots__ = ("_counts", "_total_s")
 

@@ -48,7 +48,7 @@ async def test_a_body_over_the_limit_is_not_read_to_its_end() -> None:
 
 
 async def test_a_body_that_does_not_arrive_is_a_timeout() -> None:
-    with pytest.raises(BodyTimeout, match="within 0.01 s"):
+    with pytest.raises(BodyTimeout, match=r"within 0\.01 s"):
         await read_body(arriving(b"x", then={"type": "http.request", "body": b"", "more_body": True}), 100, 0.01)
 
 

@@ -1,4 +1,4 @@
-"""The fault list over real HTTP (rows F13 to F15, F23 to F33): each is answered as stated, and a neighbour notices nothing."""
+"""The fault list over real HTTP (rows F13 to F15, F23 to F33): each answered as stated, unnoticed by a neighbour."""
 
 import asyncio
 import contextlib
@@ -15,7 +15,7 @@ import pytest
 from serving.engine.scripted import Script, ScriptedEngine
 from tests.support.dialects import BODIES
 from tests.support.engines import NeighbourEngine
-from tests.support.stack import CHAT, MODEL, Stack, chat, chat_bytes, rss_bytes, start_stack, until
+from tests.support.stack import CHAT, Stack, chat, chat_bytes, rss_bytes, start_stack, until
 from tests.support.wire import GUARD_S, Wire, post
 
 MIB = 2**20
@@ -62,7 +62,7 @@ async def words_and_gap(wire: Wire) -> tuple[list[bytes], float]:
     return [event.removeprefix(b"data: ") for event in data.split(b"\n\n") if event], longest_gap_s
 
 
-# ----------------------------------------------------------------------------------- F25 to F30, F33: bad request bodies
+# ---------------------------------------------------------------------------------- F25 to F30, F33: bad request bodies
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,7 @@ async def test_f33_what_is_dropped_silently_does_not_reach_the_engine_either(sta
         assert response.status_code == 200
 
 
-# ----------------------------------------------------------------------------------------------- F31: ids of the client's
+# --------------------------------------------------------------------------------------------- F31: ids of the client's
 
 
 async def test_f31_equal_ids_at_the_same_time_are_two_requests(stack: Stack) -> None:
@@ -252,7 +252,9 @@ def with_head(lines: str, body: bytes = b"{}") -> bytes:
 TYPE = "content-type: application/json\r\n"
 CHUNKED_BODY = b"2\r\n{}\r\n0\r\n\r\n"
 BAD_HEADS = {
-    "length and chunked": (with_head(f"host: x\r\n{TYPE}content-length: 2\r\ntransfer-encoding: chunked\r\n", CHUNKED_BODY), 400),
+    "length and chunked": (
+        with_head(f"host: x\r\n{TYPE}content-length: 2\r\ntransfer-encoding: chunked\r\n", CHUNKED_BODY), 400,
+    ),
     "two lengths": (with_head(f"host: x\r\n{TYPE}content-length: 2\r\ncontent-length: 3\r\n"), 400),
     "length with a sign": (with_head(f"host: x\r\n{TYPE}content-length: +2\r\n"), 400),
     "space before the colon": (with_head(f"host: x\r\n{TYPE}content-length : 2\r\n"), 400),
@@ -287,7 +289,7 @@ async def test_f32_the_host_header_changes_nothing(stack: Stack, host: str) -> N
         assert host == "" or host not in str(answer.headers) + answer.body.decode()
 
 
-# --------------------------------------------------------------------------------------------- F23, F24: bodies too large
+# ------------------------------------------------------------------------------------------- F23, F24: bodies too large
 
 
 async def test_f23_two_announced_gigabytes_are_413_unread(stack: Stack, engine: NeighbourEngine) -> None:
@@ -355,7 +357,7 @@ async def test_f24_a_body_that_drips_is_408_after_its_deadline(
 
 
 async def test_f13_slow_readers_cost_bounded_memory_and_do_not_slow_a_neighbour(tmp_path: Path) -> None:
-    num_readers, held_bytes = 100, 256 * 1024
+    num_readers, held_bytes = 60, 256 * 1024
     engine = NeighbourEngine(Script(max_num_seqs=200, max_model_len=10**6))
     async with start_stack(tmp_path, engine, limits={"stream_buffer_bytes": 4096}) as stack, neighbour(stack):
         before_bytes = rss_bytes()

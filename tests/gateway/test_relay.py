@@ -1,4 +1,4 @@
-"""An answer on its way to a client: broken streams, silence, slow readers, clients that leave. Time is moved by hand."""
+"""An answer on its way to a client: broken streams, silence, slow readers, clients that leave; time is set by hand."""
 
 import asyncio
 import json
@@ -263,7 +263,7 @@ async def test_an_answer_takes_no_longer_than_the_limit_in_all(tmp_path: Path) -
         await until(app.was_dropped.is_set)
 
 
-# ---------------------------------------------------------------------------------------------------- clients that leave
+# --------------------------------------------------------------------------------------------------- clients that leave
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -131,7 +131,11 @@ def test_a_refused_field_may_say_no() -> None:
 
 
 def test_stream_options_reach_the_engine_as_asked_but_for_padding() -> None:
-    for options in ({"include_usage": True}, {"include_usage": False}, {"include_usage": True, "continuous_usage_stats": True}):
+    for options in (
+        {"include_usage": True},
+        {"include_usage": False},
+        {"include_usage": True, "continuous_usage_stats": True},
+    ):
         assert chat(stream=True, stream_options=options).body["stream_options"] == options
     assert "stream_options" not in chat(stream=True).body
     assert "stream_options" not in chat().body

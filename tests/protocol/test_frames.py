@@ -77,7 +77,11 @@ def test_the_limit_can_be_raised_between_two_frames_of_one_read() -> None:
 
 
 @given(
-    path=st.text(), request_id=st.text(), model=st.text(), body=st.binary(max_size=500), stream=st.integers(1, 2**32 - 1)
+    path=st.text(),
+    request_id=st.text(),
+    model=st.text(),
+    body=st.binary(max_size=500),
+    stream=st.integers(1, 2**32 - 1),
 )
 def test_an_open_frame_carries_head_and_body_verbatim(
     path: str, request_id: str, model: str, body: bytes, stream: int

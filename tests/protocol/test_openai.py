@@ -4,7 +4,15 @@ import json
 
 import pytest
 
-from serving.errors import ANSWERS, ApiError, BudgetExhausted, EngineUnavailable, InvalidJson, RateLimited, Unauthenticated
+from serving.errors import (
+    ANSWERS,
+    ApiError,
+    BudgetExhausted,
+    EngineUnavailable,
+    InvalidJson,
+    RateLimited,
+    Unauthenticated,
+)
 from serving.protocol.openai import Dialect, error_body, error_event, error_headers
 from serving.protocol.sse import EventDecoder
 

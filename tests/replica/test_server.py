@@ -18,6 +18,7 @@ from tests.support.engines import AppEngine, Events, Flood, start
 from tests.support.peers import GatewayPeer
 from tests.support.stack import SECRET, chat, until
 
+
 class Bench:
     """A replica under test and the gateways that the test plays."""
 
@@ -379,9 +380,7 @@ async def test_drain_fails_what_is_left_and_close_does_not_swallow_it(bench: Ben
     assert await peer.is_closed()
 
 
-async def test_load_is_reported_again_and_again(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_load_is_reported_again_and_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serving.replica.server.LOAD_INTERVAL_S", 0.005)
     await bench.serve(ScriptedEngine(Script(step_s=0.001)))
     peer = await bench.gateway()

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -55,18 +55,14 @@ class Peer:
     async def is_closed(self) -> bool:
         """True once the other end has closed; what still comes is dropped."""
         async with asyncio.timeout(GUARD_S):
-            try:
+            with suppress(ConnectionError):
                 await self.reader.read()
-            except ConnectionError:
-                pass
         return True
 
     async def close(self) -> None:
         self.writer.close()
-        try:
+        with suppress(OSError):
             await self.writer.wait_closed()
-        except OSError:
-            pass
 
 
 class GatewayPeer(Peer):

@@ -1,7 +1,7 @@
-"""The whole request path in one process and one event loop: engine, replica, link, gateway, a real HTTP server on loopback.
+"""The whole request path in one process and one event loop: engine, replica, link, gateway and a real HTTP server.
 
-No Ray and no model. What Ray Serve does in production is done here by hand: membership is a list, and ``Stack.tick`` stands for
-the twice-a-second beat, so that a test decides what time it is.
+No Ray and no model. What Ray Serve does in production is done here by hand: membership is a list, and ``Stack.tick``
+stands for the twice-a-second beat, so that a test decides what time it is.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ Json = dict[str, Any]
 async def until(condition: Callable[[], object], guard_s: float = GUARD_S) -> None:
     """Let the event loop run until ``condition`` holds."""
     async with asyncio.timeout(guard_s):
-        while not condition():
+        while not condition():  # noqa: ASYNC110  (conditions of code that announces nothing)
             await asyncio.sleep(0.001)
 
 
@@ -121,7 +121,9 @@ class Stack:
         self.directory = Directory(SECRET)
         catalog = Catalog(self.config.models, self.directory)
         self.inference = Inference(self.config, catalog, self.directory, self.authenticator)
-        self.gateway = Gateway(self.config.limits, catalog, self.inference, self.authenticator, SystemClock(), self.logs)
+        self.gateway = Gateway(
+            self.config.limits, catalog, self.inference, self.authenticator, SystemClock(), self.logs
+        )
         for engine in self.engines:
             await self.add_replica(engine)
         self.set_members()

@@ -1,4 +1,6 @@
-"""HTTP by hand over a raw socket, for what no well-behaved client sends, and a client that can read as slowly as it likes."""
+"""HTTP by hand over a raw socket, for what no well-behaved client sends, and a client that can read as slowly as it
+likes.
+"""
 
 import asyncio
 import json
@@ -86,7 +88,9 @@ class Wire:
             return await self.reader.readuntil(marker)
 
     async def until_closed(self) -> bytes:
-        """All that still comes before the server closes. A reset, the answer to what we went on sending, is an end too."""
+        """All that still comes before the server closes. A reset, the answer to what we went on sending, is an end
+        too.
+        """
         async with asyncio.timeout(GUARD_S):
             try:
                 return await self.reader.read()
@@ -108,7 +112,12 @@ class Wire:
 
 def post(path: str, body: bytes, headers: Mapping[str, str] | None = None) -> bytes:
     """A POST request's bytes."""
-    fields = {"host": "ballast", "content-type": "application/json", "content-length": str(len(body)), **(headers or {})}
+    fields = {
+        "host": "ballast",
+        "content-type": "application/json",
+        "content-length": str(len(body)),
+        **(headers or {}),
+    }
     head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
     return f"POST {path} HTTP/1.1\r\n{head}\r\n".encode("latin-1") + body
 

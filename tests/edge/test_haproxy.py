@@ -1,0 +1,174 @@
+"""HAProxy as Ray Serve starts it: the gaps of Ray's config are closed, in the text and in the running program."""
+
+import asyncio
+import re
+import socket
+import stat
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from serving.edge.haproxy import ERROR_BODY, UnknownConfig, error_page, harden
+from serving.engine.scripted import Script, ScriptedEngine
+from tests.edge.conftest import Edge
+from tests.support.stack import CHAT, Stack, chat_bytes, start_stack, until
+from tests.support.wire import GUARD_S, Wire, get, post
+
+PAGE = Path("unavailable.http")
+
+
+# ------------------------------------------------------------------------------------------------------------ the text
+
+
+def test_headers_get_a_deadline(edge: Edge) -> None:
+    assert "timeout http-request" not in edge.rays_config
+    assert harden(edge.rays_config, PAGE).count("    timeout http-request 5s\n") == 1
+
+
+def test_the_admin_socket_is_for_its_owner_alone(edge: Edge) -> None:
+    hardened = harden(edge.rays_config, PAGE)
+    assert "mode 666" in edge.rays_config
+    assert "mode 666" not in hardened
+    assert re.search(r"stats socket \S+ mode 600 level admin", hardened)
+
+
+def test_statistics_and_metrics_are_bound_to_loopback(edge: Edge) -> None:
+    binds = re.findall(r"bind (\S+)", harden(edge.rays_config, PAGE))
+    assert sorted(binds) == sorted(f"127.0.0.1:{edge.ports[name]}" for name in ("frontend", "stats", "metrics"))
+
+
+def test_rays_own_proxy_gets_no_request(edge: Edge) -> None:
+    hardened = harden(edge.rays_config, PAGE)
+    assert "backup" in edge.rays_config
+    assert "backup" not in hardened
+    assert f"server gateway 127.0.0.1:{edge.ports['gateway']}" in hardened
+
+
+def test_hardening_twice_is_hardening_once(edge: Edge) -> None:
+    once = harden(edge.rays_config, PAGE)
+    assert harden(once, PAGE) == once
+
+
+@pytest.mark.parametrize("line", ["    mode http\n", "mode 666", "    bind :", "  bind \\*:", "    errorfile"])
+def test_a_config_that_is_not_rays_is_refused(edge: Edge, line: str) -> None:
+    """When Ray writes another config than the one we know, an edge that does not start is better than an open one."""
+    with pytest.raises(UnknownConfig):
+        harden(re.sub(line, "# gone ", edge.rays_config), PAGE)
+
+
+def test_the_error_page_is_a_whole_response_in_our_shape() -> None:
+    head, body = error_page().split("\r\n\r\n")
+    assert head.startswith("HTTP/1.1 503 ")
+    assert f"content-length: {len(ERROR_BODY)}" in head
+    assert "retry-after: 1" in head
+    assert body == ERROR_BODY
+
+
+# ----------------------------------------------------------------------------------------------------- the real program
+
+
+class Proxied:
+    """A stack behind a running HAProxy."""
+
+    def __init__(self, stack: Stack, edge: Edge, port: int) -> None:
+        self.stack, self.edge, self.port = stack, edge, port
+
+    async def wire(self) -> Wire:
+        return await Wire.connect(self.port)
+
+
+@pytest.fixture
+async def proxied(tmp_path: Path, edge: Edge) -> AsyncIterator[Proxied]:
+    engine = ScriptedEngine(Script(step_s=0.005))
+    async with start_stack(tmp_path, engine) as stack:
+        config = edge.rays_config.replace(f"127.0.0.1:{edge.ports['gateway']}", f"127.0.0.1:{stack.port}")
+        edge.config_path.write_text(config)
+        process = await asyncio.create_subprocess_exec(
+            edge.launcher, "-db", "-f", str(edge.config_path), env=edge.environment,
+            stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            await until(lambda: process.returncode is not None or is_listening(edge.ports["frontend"]))
+            assert process.returncode is None, "HAProxy refused the config"
+            yield Proxied(stack, edge, edge.ports["frontend"])
+        finally:
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
+
+
+def is_listening(port: int) -> bool:
+    return listening_address(port) is not None
+
+
+def listening_address(port: int) -> str | None:
+    """Where a socket listens on ``port``, as Linux says."""
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        local, _, state = line.split()[1:4]
+        address, hex_port = local.split(":")
+        if state == "0A" and int(hex_port, 16) == port:
+            return socket.inet_ntoa(int(address, 16).to_bytes(4, "little"))
+    return None
+
+
+async def test_a_stream_comes_through_whole(proxied: Proxied) -> None:
+    async with await proxied.wire() as wire:
+        await wire.send(post(CHAT, chat_bytes(stream=True, max_tokens=20)))
+        answer = await wire.answer()
+        assert answer.status == 200
+        assert all(b"w%d " % number in answer.body for number in range(20))
+        assert answer.body.endswith(b"data: [DONE]\n\n")
+
+
+async def test_a_client_that_leaves_is_noticed_behind_the_proxy(proxied: Proxied) -> None:
+    wire = await proxied.wire()
+    await wire.send(post(CHAT, chat_bytes("gone", stream=True, max_tokens=4000)))
+    await wire.read_until(b"w0 ")
+    async with asyncio.timeout(1):
+        wire.abort()
+        await until(lambda: proxied.stack.engines[0].aborted)
+
+
+async def test_a_refused_body_is_answered_through_the_proxy(proxied: Proxied) -> None:
+    async with await proxied.wire() as wire:
+        await wire.send(post(CHAT, b"", {"content-length": str(2**31)}))
+        assert (await wire.answer()).json()["error"]["code"] == "body_too_large"
+
+
+async def test_f24_slow_headers_are_cut_after_five_seconds_and_lock_nobody_out(proxied: Proxied) -> None:
+    """The one test that waits for a real clock: the deadline is HAProxy's."""
+    started_s = time.monotonic()
+    slow = [await proxied.wire() for _ in range(60)]
+    for wire in slow:
+        await wire.send(b"GET /health HTTP/1.1\r\nhost: x\r\nx-slow: ")
+    async with await proxied.wire() as wire:
+        await wire.send(get("/health"))
+        assert (await wire.answer()).status == 200
+    assert time.monotonic() - started_s < 4, "a decent client is served while the slow ones are held"
+    ends = await asyncio.gather(*(wire.until_closed() for wire in slow))
+    assert 4.5 < time.monotonic() - started_s < GUARD_S
+    assert {end.split(b"\r\n")[0] for end in ends} == {b"HTTP/1.1 408 Request Time-out"}
+    for wire in slow:
+        await wire.close()
+
+
+async def test_the_running_admin_socket_is_private(proxied: Proxied) -> None:
+    assert stat.S_IMODE(proxied.edge.socket_path.stat().st_mode) == 0o600
+
+
+async def test_the_running_listeners_are_on_loopback(proxied: Proxied) -> None:
+    for name in ("frontend", "stats", "metrics"):
+        assert listening_address(proxied.edge.ports[name]) == "127.0.0.1"
+
+
+async def test_without_a_gateway_the_answer_is_our_503(proxied: Proxied) -> None:
+    for server in proxied.stack._server.servers:
+        server.close()
+    async with await proxied.wire() as wire:
+        await wire.send(get("/v1/models"))
+        answer = await wire.answer()
+    assert (answer.status, answer.json()["error"]["code"]) == (503, "server_is_overloaded")
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["retry-after"] == "1"
