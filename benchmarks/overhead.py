@@ -55,6 +55,8 @@ class Cell:
     concurrency: int
     raw_chunks_per_s: float
     ballast_chunks_per_s: float
+    raw_tokens_per_s: float
+    ballast_tokens_per_s: float
     raw_ttft_p50_ms: float
     ballast_ttft_p50_ms: float
     raw_cpu_us_per_chunk: float
@@ -68,6 +70,11 @@ class Cell:
     @property
     def ratio(self) -> float:
         return self.ballast_chunks_per_s / self.raw_chunks_per_s
+
+    @property
+    def token_ratio(self) -> float:
+        """As ``ratio``, in tokens: engines that fall behind put several tokens into one chunk."""
+        return self.ballast_tokens_per_s / self.raw_tokens_per_s
 
 
 def main() -> None:
@@ -166,6 +173,8 @@ async def measure_cell(server: Server, concurrency: int, index: int) -> Cell:
         concurrency=concurrency,
         raw_chunks_per_s=rounds["raw"].chunks_per_s,
         ballast_chunks_per_s=rounds["ballast"].chunks_per_s,
+        raw_tokens_per_s=rounds["raw"].num_whole * NUM_TOKENS / rounds["raw"].duration_s,
+        ballast_tokens_per_s=rounds["ballast"].num_whole * NUM_TOKENS / rounds["ballast"].duration_s,
         raw_ttft_p50_ms=statistics.median(rounds["raw"].ttft_s) * 1e3,
         ballast_ttft_p50_ms=statistics.median(rounds["ballast"].ttft_s) * 1e3,
         raw_cpu_us_per_chunk=sum(us["raw"].values()),
@@ -187,6 +196,7 @@ def summarise(concurrency: int, cells: list[Cell]) -> dict[str, float]:
         "concurrency": concurrency,
         "num_rounds": len(own),
         "ratio": round(statistics.median(cell.ratio for cell in own), 4),
+        "token_ratio": round(statistics.median(cell.token_ratio for cell in own), 4),
         "ttft_p50_added_ms": round(
             statistics.median(cell.ballast_ttft_p50_ms - cell.raw_ttft_p50_ms for cell in own), 3
         ),
@@ -196,11 +206,13 @@ def summarise(concurrency: int, cells: list[Cell]) -> dict[str, float]:
 
 
 _FOOTPRINT = """
-import resource, time, {base}
-rss = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-before, started = rss(), time.perf_counter()
+import time
+from pathlib import Path
+import {base}
+rss_mib = lambda: int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
+before, started = rss_mib(), time.perf_counter()
 import {module}
-print(rss() - before, time.perf_counter() - started)
+print(rss_mib() - before, time.perf_counter() - started)
 """
 
 
@@ -218,18 +230,16 @@ def measure_footprint(repeats: int = 5) -> dict[str, float]:
 
 
 def print_table(summary: list[dict[str, float]], footprint: dict[str, float]) -> None:
-    print("                 chunks/s                       TTFT p50 (ms)         CPU per chunk (µs)")
-    print("  C       raw   Ballast   ratio         raw   Ballast         raw   Ballast   (gateway   HAProxy)   failed")
+    columns = ("raw", "Ballast", "ratio", "tokens", "raw", "Ballast", "raw", "Ballast", "gateway", "HAProxy", "failed")
+    names = (
+        "raw_chunks_per_s", "ballast_chunks_per_s", "ratio", "token_ratio", "raw_ttft_p50_ms", "ballast_ttft_p50_ms",
+        "raw_cpu_us_per_chunk", "ballast_cpu_us_per_chunk", "gateway_us_per_chunk", "haproxy_us_per_chunk", "num_failures",
+    )  # fmt: skip
+    print(f"{'':>4}{'chunks/s and ratios to raw':>36}{'TTFT p50 (ms)':>18}{'CPU per chunk (µs)':>36}")
+    print(f"{'C':>4}" + "".join(f"{column:>9}" for column in columns))
     for row in summary:
-        print(
-            f"{row['concurrency']:>3}  {row['raw_chunks_per_s']:>8.0f}  {row['ballast_chunks_per_s']:>8.0f}   {row['ratio']:.3f}"
-            f"    {row['raw_ttft_p50_ms']:>8.2f}  {row['ballast_ttft_p50_ms']:>8.2f}"
-            f"    {row['raw_cpu_us_per_chunk']:>8.0f}  {row['ballast_cpu_us_per_chunk']:>8.0f}"
-            f"    {row['gateway_us_per_chunk']:>7.1f}   {row['haproxy_us_per_chunk']:>7.1f}   {row['num_failures']:>6}"
-        )
-    print(
-        f"Import on top of an empty Ray Serve replica: {footprint['import_added_mib']} MiB, {footprint['import_added_s']} s"
-    )
+        print(f"{row['concurrency']:>4}" + "".join(f"{row[name]:>9.4g}" for name in names))
+    print(f"Import on top of an empty replica: {footprint['import_added_mib']} MiB, {footprint['import_added_s']} s")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,8 @@ logger = logging.getLogger("ballast.cluster")
 
 #: Longest stream that a reload of HAProxy may not cut, in seconds: the old worker lives this long (faults.md 7).
 HAPROXY_DRAIN_S = 3600
+#: How long a client may neither take nor send a byte that it is due, in seconds; waiting for an answer does not count.
+HAPROXY_CLIENT_S = 300
 #: Ray's object store holds nothing of ours; it would take a third of the machine's memory.
 OBJECT_STORE_BYTES = 128 * 2**20
 MAX_TEMP_DIR_CHARS = 24
@@ -200,6 +202,7 @@ def cluster_environment(runtime_dir: Path, server: ServerConfig, ports: EdgePort
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(HAPROXY_DRAIN_S),
         "RAY_SERVE_HAPROXY_MAXCONN": str(server.max_connections),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports.fallback),
+        "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(HAPROXY_CLIENT_S),
         "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
         # Its per-request log lines would cost as much as our own metrics, and say less.
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",

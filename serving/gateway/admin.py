@@ -103,7 +103,7 @@ async def _fetch_metrics(replica: Replica) -> bytes:
         async with asyncio.timeout(SCRAPE_TIMEOUT_S):
             return await _read_answer(stream)
     except (BallastError, StreamFailed, TimeoutError) as error:
-        logger.warning("replica %s gives no metrics: %s", replica.address.replica, error or "no answer in time")
+        logger.warning("replica %s gives no metrics: %s", replica.address.replica, repr(error))
         return b""
     finally:
         if stream is not None:

@@ -5,7 +5,9 @@ from collections.abc import Iterable
 
 from serving.config.model import ModelConfig
 from serving.errors import ModelNotFound
+from serving.gateway import refusal
 from serving.gateway.auth import Identity, check_model
+from serving.gateway.endpoint import Endpoint
 from serving.router.directory import Directory
 
 
@@ -56,3 +58,13 @@ class Catalog:
 
 def _may_use(identity: Identity, model: ModelConfig) -> bool:
     return identity.models is None or any(name in identity.models for name in model.names)
+
+
+def check_task(model: ModelConfig, endpoint: Endpoint) -> None:
+    """Raises BadRequest when ``endpoint`` asks a model for what it was not made for. Both kinds have a tokenizer."""
+    if endpoint in (Endpoint.TOKENIZE, Endpoint.DETOKENIZE):
+        return
+    if model.task == "generate" and endpoint is Endpoint.EMBEDDINGS:
+        raise refusal.unsupported_value("model", model.name, "it generates text and gives no embeddings")
+    if model.task == "embed" and endpoint is not Endpoint.EMBEDDINGS:
+        raise refusal.unsupported_value("model", model.name, "it gives embeddings and generates no text")

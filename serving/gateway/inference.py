@@ -9,7 +9,7 @@ from serving.config import Config
 from serving.errors import EngineUnavailable, Overloaded, ReplicaLost
 from serving.gateway.auth import Authenticator, Identity
 from serving.gateway.body import Headers, check_media, read_body
-from serving.gateway.catalog import Catalog
+from serving.gateway.catalog import Catalog, check_task
 from serving.gateway.endpoint import Endpoint
 from serving.gateway.exchange import ClientGone, Exchange
 from serving.gateway.json_body import parse, serialise
@@ -75,6 +75,8 @@ class Inference:
         fields = parse(body, self._limits)
         name = fields.get("model")
         model = self._catalog.find(name, identity) if isinstance(name, str) else None
+        if model is not None:
+            check_task(model, endpoint)
         context = RequestContext(
             max_model_len=self._catalog.max_model_len(model) if model else None,
             cache_salt=self._authenticator.cache_salt(identity),

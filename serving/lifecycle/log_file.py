@@ -32,11 +32,10 @@ class LogFile:
         return lines
 
     def rotate(self) -> None:
-        """Move the file aside if it has grown too large; the oldest one goes."""
-        try:
-            if self._path.stat().st_size < self._max_bytes:
-                return
-        except FileNotFoundError:
+        """Move the file aside if it has grown too large and has been read so far; the oldest one goes."""
+        if self._file is None or not self._path.exists() or not self._is_current():
+            return
+        if self._path.stat().st_size < self._max_bytes:
             return
         for number in range(self._num_old - 1, 0, -1):
             if self._old(number).exists():

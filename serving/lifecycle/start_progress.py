@@ -58,15 +58,15 @@ class StartProgress:
 
 
 def changes(before: tuple[DeploymentState, ...], after: tuple[DeploymentState, ...]) -> Iterator[tuple[str, str]]:
-    """What an operator wants to hear about a running server: (deployment, what happened to it)."""
+    """What an operator wants to hear about a running server: (its label, what happened to it)."""
     former = {state.name: state for state in before}
     for state in after:
         was = former.get(state.name)
         if was is None:
             continue
         if state.num_running < was.num_running:
-            yield state.name, f"lost a replica ({state.num_running} running); a new one is being started"
+            yield state.label, f"lost a replica ({state.num_running} running); a new one is being started"
         elif state.num_running > was.num_running:
-            yield state.name, f"{state.num_running} running"
+            yield state.label, f"{state.num_running} running"
         elif state.status == "UNHEALTHY" and was.status != state.status:
-            yield state.name, "unhealthy"
+            yield state.label, "unhealthy"

@@ -42,7 +42,8 @@ DRAIN_POLL_S = 0.01
 FAIL_GRACE_S = 0.5
 #: Above this much unsent data on a connection its streams wait; the gateway has stopped reading.
 HIGH_WATER_BYTES = 4 * 1024 * 1024
-ENGINE_ERROR_EVENT = b'data: {"error"'
+#: How vLLM says that a stream broke: in OpenAI's shape, and in Anthropic's.
+ENGINE_ERROR_EVENTS = (b'data: {"error"', b"event: error\n")
 
 
 class ReplicaServer:
@@ -305,7 +306,9 @@ class _Stream:
         path = self._head["path"]
         return {
             "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.4"},
+            # Before 2.4 an app watches for the disconnect itself; since then it only notices when it sends (Starlette), and a
+            # request that waits in the engine sends nothing.
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
             "http_version": "1.1",
             "method": self._head["method"],
             "scheme": "http",
@@ -336,7 +339,7 @@ class _Stream:
             return
         if message["type"] == "http.response.body":
             body = message.get("body", b"")
-            if body.startswith(ENGINE_ERROR_EVENT):
+            if body.startswith(ENGINE_ERROR_EVENTS):
                 self._failure = error_event_message(body)
             elif body:
                 self._connection.send(encode(Kind.BODY, self._id, body))
@@ -350,9 +353,9 @@ class _Stream:
 
 
 def error_event_message(event: bytes) -> str:
-    """The message inside ``data: {"error": {...}}``, vLLM's way to say that a stream broke."""
+    """The message inside an error event of either shape."""
     try:
-        return str(orjson.loads(event[len(b"data: ") :].split(b"\n", 1)[0])["error"]["message"])
+        return str(orjson.loads(event.partition(b"data: ")[2].split(b"\n", 1)[0])["error"]["message"])
     except (orjson.JSONDecodeError, KeyError, TypeError):
         return "the engine failed while serving this request"
 

@@ -59,8 +59,10 @@ class TestWholeAnswers:
 class TestStreams:
     def test_a_stream_is_one_answer_in_pieces(self, client: openai.OpenAI) -> None:
         """The role comes first, one id and model name throughout, one finish reason, the text of the whole answer."""
-        whole = client.chat.completions.create(model=ALIAS, messages=COUNT_TO_TEN, temperature=0)
-        with client.chat.completions.create(model=ALIAS, messages=COUNT_TO_TEN, temperature=0, stream=True) as stream:
+        whole = client.chat.completions.create(model=ALIAS, messages=COUNT_TO_TEN, temperature=0, max_tokens=60)
+        with client.chat.completions.create(
+            model=ALIAS, messages=COUNT_TO_TEN, temperature=0, max_tokens=60, stream=True
+        ) as stream:
             chunks = list(stream)
         assert chunks[0].choices[0].delta.role == "assistant"
         assert {chunk.id for chunk in chunks} == {chunks[0].id}
@@ -97,7 +99,7 @@ class TestStreams:
 
     def test_every_choice_of_a_stream_has_one_role_and_one_end(self, client: openai.OpenAI) -> None:
         with client.chat.completions.create(
-            model=MODEL, messages=COUNT_TO_TEN, n=2, temperature=1, seed=3, stream=True
+            model=MODEL, messages=COUNT_TO_TEN, n=2, temperature=1, seed=3, max_tokens=30, stream=True
         ) as stream:
             chunks = list(stream)
         for index in (0, 1):
@@ -143,16 +145,18 @@ class TestSampling:
 
     @pytest.mark.parametrize("penalty", ["frequency_penalty", "presence_penalty"])
     def test_a_penalty_keeps_the_model_from_repeating_itself(self, client: openai.OpenAI, penalty: str) -> None:
-        """Hot, seeded and alike but for the penalty: what differs is its effect."""
+        """Hot and seeded, so that nothing but the penalty differs and everything is possible."""
 
-        def variety(value: float) -> int:
+        def num_distinct_tokens(value: float) -> int:
             answer = client.chat.completions.create(
-                model=MODEL, messages=[{"role": "user", "content": "Say blue 12 times."}], temperature=1, seed=1,
-                max_tokens=40, extra_body={"ignore_eos": True, penalty: value},
+                model=MODEL, messages=COUNT_TO_TEN, temperature=2, seed=1, max_tokens=60, logprobs=True,
+                extra_body={"ignore_eos": True, penalty: value},
             )  # fmt: skip
-            return len(set((answer.choices[0].message.content or "").split()))
+            logprobs = answer.choices[0].logprobs
+            assert logprobs is not None
+            return len({token.token for token in logprobs.content or []})
 
-        assert variety(2) > variety(-2)
+        assert num_distinct_tokens(2) > num_distinct_tokens(-2)
 
     @pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
     def test_the_output_cap_is_kept_to_the_token(self, client: openai.OpenAI, field: str) -> None:

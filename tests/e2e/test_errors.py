@@ -67,8 +67,6 @@ def test_an_unknown_field_is_refused_and_named(client: openai.OpenAI) -> None:
         ("GET", "/metrics", b"", 404),
         ("POST", "/invocations", b"{}", 404),
         ("GET", "/openapi.json", b"", 404),
-        ("GET", "/-/routes", b"", 404),
-        ("GET", "/-/healthz", b"", 404),
     ],
 )
 def test_every_refusal_has_one_shape_and_our_request_id(
@@ -103,6 +101,12 @@ def test_an_answer_says_which_pool_and_version_made_it(server: Server, http: htt
     assert answer.headers["x-ballast-pool"] == POOL
     assert answer.headers["x-ballast-model-version"] == server.replica()["version"]
     assert int(answer.headers["openai-processing-ms"]) >= 0
+
+
+def test_ray_serves_own_pages_name_no_model(http: httpx.Client) -> None:
+    """HAProxy answers them, before anything of ours sees them."""
+    assert http.get("/-/healthz").text == "success"
+    assert http.get("/-/routes").json() == {"/": "ballast"}
 
 
 def test_health_and_readiness_need_no_key(server: Server) -> None:

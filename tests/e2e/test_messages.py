@@ -6,6 +6,8 @@ import pytest
 from tests.e2e.prompts import CAPITAL, WEATHER
 from tests.e2e.server import ALIAS, MODEL
 
+#: The client has no argument for it any more; the API has.
+GREEDY = {"temperature": 0}
 TOOL = {
     "name": "get_weather",
     "description": "Get the current weather for a city",
@@ -14,7 +16,7 @@ TOOL = {
 
 
 def test_a_message_is_answered(claude: anthropic.Anthropic) -> None:
-    message = claude.messages.create(model=ALIAS, messages=CAPITAL, max_tokens=16, temperature=0)
+    message = claude.messages.create(model=ALIAS, messages=CAPITAL, max_tokens=16, extra_body=GREEDY)
     assert (message.type, message.role, message.model) == ("message", "assistant", ALIAS)
     assert [block.text for block in message.content if block.type == "text"] == ["Paris"]
     assert message.stop_reason == "end_turn"
@@ -23,7 +25,7 @@ def test_a_message_is_answered(claude: anthropic.Anthropic) -> None:
 
 
 def test_a_stream_ends_in_the_same_message(claude: anthropic.Anthropic) -> None:
-    with claude.messages.stream(model=MODEL, messages=CAPITAL, max_tokens=16, temperature=0) as stream:
+    with claude.messages.stream(model=MODEL, messages=CAPITAL, max_tokens=16, extra_body=GREEDY) as stream:
         kinds = [event.type for event in stream]
         message = stream.get_final_message()
     assert kinds[0] == "message_start"
@@ -33,7 +35,7 @@ def test_a_stream_ends_in_the_same_message(claude: anthropic.Anthropic) -> None:
 
 
 def test_a_tool_is_used(claude: anthropic.Anthropic) -> None:
-    message = claude.messages.create(model=MODEL, messages=WEATHER, max_tokens=64, temperature=0, tools=[TOOL])
+    message = claude.messages.create(model=MODEL, messages=WEATHER, max_tokens=64, extra_body=GREEDY, tools=[TOOL])
     (use,) = [block for block in message.content if block.type == "tool_use"]
     assert (use.name, use.input) == ("get_weather", {"city": "Paris"})
     assert message.stop_reason == "tool_use"

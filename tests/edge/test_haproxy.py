@@ -39,6 +39,12 @@ def test_statistics_and_metrics_are_bound_to_loopback(edge: Edge) -> None:
     assert sorted(binds) == sorted(f"127.0.0.1:{edge.ports[name]}" for name in ("frontend", "stats", "metrics"))
 
 
+@pytest.mark.parametrize(("host", "bind"), [("0.0.0.0", "0.0.0.0"), ("::1", "[::1]"), ("10.1.2.3", "10.1.2.3")])
+def test_the_public_listener_alone_goes_where_the_config_says(edge: Edge, host: str, bind: str) -> None:
+    binds = re.findall(r"bind (\S+):\d+", harden(edge.rays_config, PAGE, host))
+    assert sorted(binds) == sorted(["127.0.0.1", "127.0.0.1", bind])
+
+
 def test_rays_own_proxy_gets_no_request(edge: Edge) -> None:
     hardened = harden(edge.rays_config, PAGE)
     assert "backup" in edge.rays_config
@@ -128,7 +134,7 @@ async def test_a_client_that_leaves_is_noticed_behind_the_proxy(proxied: Proxied
     await wire.read_until(b"w0 ")
     async with asyncio.timeout(1):
         wire.abort()
-        await until(lambda: proxied.stack.engines[0].aborted)
+        await proxied.stack.until(lambda: proxied.stack.engines[0].aborted)
 
 
 async def test_a_refused_body_is_answered_through_the_proxy(proxied: Proxied) -> None:

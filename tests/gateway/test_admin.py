@@ -11,7 +11,7 @@ from serving.gateway import admin
 from serving.gateway.admin import AdminServer, replica_metrics
 from serving.protocol.asgi import Receive, Scope, Send
 from tests.support.engines import AppEngine, Events, Recorder, start
-from tests.support.stack import Stack, start_stack, until
+from tests.support.stack import Stack, start_stack
 
 VLLM_TEXT = b"""# HELP vllm:num_requests_running Number of requests.
 # TYPE vllm:num_requests_running gauge
@@ -63,8 +63,8 @@ async def test_a_replica_that_does_not_answer_is_given_up_and_its_request_droppe
     silent = Events([], holds=True)
     async with start_stack(tmp_path, AppEngine(silent)) as stack:
         assert await replica_metrics(stack.directory.all()) == b""
-        await until(silent.was_dropped.is_set)
-        await until(lambda: stack.directory.all()[0].link.num_streams == 0)
+        await stack.until(silent.was_dropped.is_set)
+        await stack.until(lambda: stack.directory.all()[0].link.num_streams == 0)
 
 
 async def test_the_port_has_metrics_and_status_and_nothing_else(

@@ -12,7 +12,7 @@ from serving.gateway.routes import Page
 from serving.tenancy.keys import NewKey
 from tests.support.dialects import BODIES
 from tests.support.engines import AppEngine, Recorder
-from tests.support.stack import ALIAS, CHAT, MODEL, POOL, Stack, chat, chat_bytes, start_stack, until
+from tests.support.stack import ALIAS, CHAT, MODEL, POOL, Stack, chat, chat_bytes, start_stack
 from tests.support.wire import get, post
 
 
@@ -240,7 +240,7 @@ async def test_no_prompt_answer_or_key_reaches_logs_or_metrics(stack: Stack) -> 
         await stack.client.post(CHAT, content=raw, headers=bearer(key) | {"content-type": "application/json"})
     await stack.client.get(f"/{canary}", headers=bearer(key))
     await stack.client.get("/v1/models", headers=bearer(key[:-1] + "0"))
-    await until(lambda: len(stack.logs.requests()) == len(requests) + 4)
+    await stack.until(lambda: len(stack.logs.requests()) == len(requests) + 4)
     written = "\n".join(stack.logs.lines) + generate_latest().decode()
     assert canary not in written
     assert "w0 " not in written
@@ -292,7 +292,7 @@ async def test_requests_are_counted_by_outcome_and_none_stays_in_flight(stack: S
     before = counted("200"), refused()
     await stack.client.post(CHAT, json=chat(max_tokens=1))
     await stack.client.post(CHAT, json={"model": MODEL})
-    await until(lambda: len(stack.logs.requests()) == 2)
+    await stack.until(lambda: len(stack.logs.requests()) == 2)
     assert (counted("200") - before[0], refused() - before[1]) == (1, 1)
     assert sample("ballast_requests_in_flight") == 0
 
@@ -311,12 +311,12 @@ async def test_labels_are_bounded_whatever_clients_send(stack: Stack) -> None:
 async def test_more_requests_than_the_limit_are_503_with_retry_after(tmp_path: Path) -> None:
     async with start_stack(tmp_path, limits={"max_concurrent_requests": 1}) as stack:
         first = await stack.open_chat("!stall")
-        await until(lambda: stack.inference.num_in_flight == 1)
+        await stack.until(lambda: stack.inference.num_in_flight == 1)
         response = await stack.client.post(CHAT, json=chat())
         assert (response.status_code, response.json()["error"]["code"]) == (503, "server_is_overloaded")
         assert response.headers["retry-after"] == "1"
         first.abort()
-        await until(lambda: stack.inference.num_in_flight == 0)
+        await stack.until(lambda: stack.inference.num_in_flight == 0)
         assert (await stack.client.post(CHAT, json=chat(max_tokens=1))).status_code == 200
 
 

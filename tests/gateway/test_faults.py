@@ -15,7 +15,7 @@ import pytest
 from serving.engine.scripted import Script, ScriptedEngine
 from tests.support.dialects import BODIES
 from tests.support.engines import NeighbourEngine
-from tests.support.stack import CHAT, Stack, chat, chat_bytes, rss_bytes, start_stack, until
+from tests.support.stack import CHAT, Stack, chat, chat_bytes, rss_bytes, start_stack
 from tests.support.wire import GUARD_S, Wire, post
 
 MIB = 2**20
@@ -42,10 +42,10 @@ async def neighbour(stack: Stack) -> AsyncIterator[None]:
         await wire.read_head()
         reading = asyncio.create_task(words_and_gap(wire))
         try:
-            await until(lambda: engine.num_words > 2)
+            await stack.until(lambda: engine.num_words > 2)
             yield
             before = engine.num_words
-            await until(lambda: engine.num_words > before + 2)
+            await stack.until(lambda: engine.num_words > before + 2)
         finally:
             engine.finish.set()
             words, longest_gap_s = await reading
@@ -229,7 +229,7 @@ async def test_f31_equal_ids_at_the_same_time_are_two_requests(stack: Stack) -> 
         )
         assert [response.status_code for response in responses] == [200] * 5
         assert len({response.headers["x-request-id"] for response in responses}) == 5
-        await until(lambda: sum(line["client_request_id"] == "same" for line in stack.logs.requests()) == 5)
+        await stack.until(lambda: sum(line["client_request_id"] == "same" for line in stack.logs.requests()) == 5)
 
 
 @pytest.mark.parametrize("client_id", ["A" * 5000, "a\r\nset-cookie: x=1", "a\nb", "a\x00b"])
@@ -371,7 +371,7 @@ async def test_f13_slow_readers_cost_bounded_memory_and_do_not_slow_a_neighbour(
         assert engine.load().running == num_readers
         for wire in wires:
             wire.abort()
-        await until(lambda: len(engine.aborted) == num_readers)
+        await stack.until(lambda: len(engine.aborted) == num_readers)
 
 
 async def stalled(engine: ScriptedEngine) -> None:
@@ -390,12 +390,12 @@ async def test_f14_clients_that_leave_free_everything_and_are_logged_as_499(
     async with neighbour(stack):
         wires = [await stack.open_chat("!stall") for _ in range(10)]
         wires += [await stack.open_chat("mid-stream", max_tokens=4000) for _ in range(10)]
-        await until(lambda: engine.load().running == 20 and engine.load().generated_tokens > 50)
+        await stack.until(lambda: engine.load().running == 20 and engine.load().generated_tokens > 50)
         async with asyncio.timeout(1):
             for wire in wires:
                 wire.abort()
-            await until(lambda: len(engine.aborted) == 20)
-        await until(lambda: sum(line["status"] == 499 for line in stack.logs.requests()) == 20)
+            await stack.until(lambda: len(engine.aborted) == 20)
+        await stack.until(lambda: sum(line["status"] == 499 for line in stack.logs.requests()) == 20)
         assert engine.load().running == 0
         assert stack.inference.num_in_flight == 1, "the neighbour's"
         assert sum(line["output_tokens"] for line in stack.logs.requests()) == engine.load().generated_tokens
@@ -416,7 +416,7 @@ async def test_f15_a_replica_that_drains_gets_no_new_request_and_finishes_what_i
             await wire.read_until(b"w0 ")
         running = engines[0].load().running
         draining = asyncio.create_task(stack.replicas[0].drain(5))
-        await until(lambda: sum(replica.is_ready for replica in stack.directory.all()) == 1)
+        await stack.until(lambda: sum(replica.is_ready for replica in stack.directory.all()) == 1)
         for _ in range(10):
             assert (await stack.client.post(CHAT, json=chat(max_tokens=1))).status_code == 200
         for wire in wires:
@@ -460,7 +460,7 @@ async def test_a_thousand_concurrent_streams_all_come_whole(tmp_path: Path) -> N
             assert body.endswith(b"data: [DONE]\n\n")
         assert sum(engine.load().generated_tokens for engine in engines) == num_streams * num_tokens
         assert rss_bytes() - before_bytes < 200 * MIB, "both ends of every connection are in this process"
-        await until(lambda: stack.inference.num_in_flight == 0)
+        await stack.until(lambda: stack.inference.num_in_flight == 0)
         assert all(line["status"] == 200 for line in stack.logs.requests())
 
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from serving.engine.scripted import Script, ScriptedEngine
 from tests.support.engines import AppEngine, Recorder
-from tests.support.stack import CHAT, MODEL, Stack, chat, start_stack, until
+from tests.support.stack import CHAT, MODEL, Stack, chat, start_stack
 
 
 async def test_a_request_waits_for_a_replica_to_come(stack: Stack) -> None:
     stack.set_members([])
     request = asyncio.create_task(stack.client.post(CHAT, json=chat(max_tokens=1)))
-    await until(lambda: stack.inference.num_in_flight)
+    await stack.until(lambda: stack.inference.num_in_flight)
     stack.set_members()
     assert (await request).status_code == 200
 
@@ -28,10 +28,10 @@ async def test_no_replica_in_time_is_a_503_with_retry_after(tmp_path: Path) -> N
 async def test_a_client_that_leaves_while_waiting_for_a_replica_frees_its_place(stack: Stack) -> None:
     stack.set_members([])
     wire = await stack.open_chat()
-    await until(lambda: stack.inference.num_in_flight)
+    await stack.until(lambda: stack.inference.num_in_flight)
     async with asyncio.timeout(1):
         wire.abort()
-        await until(lambda: stack.inference.num_in_flight == 0)
+        await stack.until(lambda: stack.inference.num_in_flight == 0)
     line = await stack.request_line(status=499)
     assert (line["replica"], line["output_tokens"]) == ("", 0)
 
@@ -40,11 +40,11 @@ async def test_requests_go_to_every_replica(tmp_path: Path) -> None:
     engines = [ScriptedEngine(Script()) for _ in range(3)]
     async with start_stack(tmp_path, *engines) as stack:
         wires = [await stack.open_chat("!stall") for _ in range(12)]
-        await until(lambda: sum(engine.load().running for engine in engines) == 12)
+        await stack.until(lambda: sum(engine.load().running for engine in engines) == 12)
         assert [engine.load().running for engine in engines] == [4, 4, 4] or min(e.load().running for e in engines) >= 2
         for wire in wires:
             wire.abort()
-        await until(lambda: sum(len(engine.aborted) for engine in engines) == 12)
+        await stack.until(lambda: sum(len(engine.aborted) for engine in engines) == 12)
 
 
 async def test_a_replica_that_left_serves_its_streams_to_the_end_and_no_more(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ async def test_a_replica_that_dies_before_the_first_byte_is_a_503(tmp_path: Path
     async with start_stack(tmp_path, engine) as stack:
         for stream in (False, True):
             request = asyncio.create_task(stack.client.post(CHAT, json=chat("!stall", stream=stream)))
-            await until(lambda: engine.load().running == 1)
+            await stack.until(lambda: engine.load().running == 1)
             await stack.replicas[-1].close()
             response = await request
             assert (response.status_code, response.json()["error"]["code"]) == (503, "engine_unavailable")
@@ -216,7 +216,7 @@ async def test_the_official_client_reads_past_keep_alive_comments(tmp_path: Path
 
 async def test_a_whole_answer_gets_no_comments(stack: Stack) -> None:
     request = asyncio.create_task(stack.client.post(CHAT, json=chat("!stall")))
-    await until(lambda: stack.engines[0].load().running)
+    await stack.until(lambda: stack.engines[0].load().running)
     stack.tick(11)
     await tick_until(stack, 301, request.done)
     assert (await request).status_code == 504
@@ -225,7 +225,7 @@ async def test_a_whole_answer_gets_no_comments(stack: Stack) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 async def test_no_first_byte_in_time_is_a_504_and_the_engine_aborts(stack: Stack, stream: bool) -> None:
     request = asyncio.create_task(stack.client.post(CHAT, json=chat("!stall", stream=stream)))
-    await until(lambda: stack.engines[0].load().running)
+    await stack.until(lambda: stack.engines[0].load().running)
     await tick_until(stack, 301, request.done)
     response = await request
     assert (response.status_code, response.json()["error"]["code"]) == (504, "upstream_timeout")
@@ -249,7 +249,7 @@ async def test_no_next_chunk_in_time_is_an_error_event_and_the_engine_aborts(tmp
         assert stack.inference.num_in_flight == 1
         stack.tick(61)
         assert b'"code":"upstream_timeout"' in await wire.read_until(b"0\r\n\r\n")
-        await until(app.was_dropped.is_set)
+        await stack.until(app.was_dropped.is_set)
         assert (await stack.request_line(status=200))["error"] == "upstream_timeout"
 
 
@@ -260,7 +260,7 @@ async def test_an_answer_takes_no_longer_than_the_limit_in_all(tmp_path: Path) -
         await wire.read_until(FIRST_EVENT)
         stack.tick(51)
         assert b"took longer than 50 s" in await wire.read_until(b"0\r\n\r\n")
-        await until(app.was_dropped.is_set)
+        await stack.until(app.was_dropped.is_set)
 
 
 # --------------------------------------------------------------------------------------------------- clients that leave
@@ -270,10 +270,10 @@ async def test_an_answer_takes_no_longer_than_the_limit_in_all(tmp_path: Path) -
 async def test_a_client_that_leaves_before_the_first_token_is_aborted(stack: Stack, stream: bool) -> None:
     wire = await stack.wire()
     await wire.post(CHAT, json.dumps(chat("!stall one two", stream=stream)).encode())
-    await until(lambda: stack.engines[0].load().running)
+    await stack.until(lambda: stack.engines[0].load().running)
     async with asyncio.timeout(1):
         wire.abort()
-        await until(lambda: stack.engines[0].aborted)
+        await stack.until(lambda: stack.engines[0].aborted)
     line = await stack.request_line(status=499)
     assert (line["prompt_tokens"], line["output_tokens"]) == (3, 0)
     assert stack.inference.num_in_flight == 0
@@ -286,7 +286,7 @@ async def test_a_client_that_leaves_mid_stream_is_aborted_and_pays_for_what_was_
         await wire.read_until(b"w5 ")
         async with asyncio.timeout(1):
             wire.abort()
-            await until(lambda: engine.aborted)
+            await stack.until(lambda: engine.aborted)
         line = await stack.request_line(status=499)
         assert line["prompt_tokens"] == 2
         assert 6 <= line["output_tokens"] < 4000
@@ -299,17 +299,17 @@ async def test_a_client_that_ends_its_side_properly_has_left_too(tmp_path: Path)
         wire = await stack.open_chat(max_tokens=4000)
         await wire.read_until(b"w1 ")
         await wire.close()
-        await until(lambda: engine.aborted)
+        await stack.until(lambda: engine.aborted)
 
 
 async def test_a_client_that_leaves_while_its_request_waits_in_the_engine_frees_its_place(tmp_path: Path) -> None:
     engine = ScriptedEngine(Script(max_num_seqs=1))
     async with start_stack(tmp_path, engine) as stack, await stack.open_chat("!stall"):
-        await until(lambda: engine.load().running)
+        await stack.until(lambda: engine.load().running)
         waiting = await stack.open_chat("waiting")
-        await until(lambda: engine.load().waiting)
+        await stack.until(lambda: engine.load().waiting)
         waiting.abort()
-        await until(lambda: engine.load().waiting == 0)
+        await stack.until(lambda: engine.load().waiting == 0)
         assert engine.aborted == ["waiting"]
         assert (await stack.request_line(status=499))["output_tokens"] == 0
 
@@ -353,7 +353,7 @@ async def test_a_slow_reader_is_cut_after_its_time_and_not_before(tmp_path: Path
         stack.tick(59)
         assert stack.inference.num_in_flight == 1
         stack.tick(61)
-        await until(lambda: flood.num_dropped == 1)
+        await stack.until(lambda: flood.num_dropped == 1)
         line = await stack.request_line(status=499)
         assert line["error"] == "slow_reader"
         assert stack.inference.num_in_flight == 0

@@ -12,7 +12,7 @@ TypeError: Script.__init__() got an unexpected keyword argument 'nonsense'"""
 VLLM = """(EngineCore pid=90) ERROR 11-22 11:54:29 [core.py:1234] EngineCore failed to start.
 (EngineCore pid=90) ERROR 11-22 11:54:29 [core.py:1234] Traceback (most recent call last):
 (EngineCore pid=90) ERROR 11-22 11:54:29 [core.py:1234]   File "x.py", line 1, in f
-(EngineCore pid=90) ERROR 11-22 11:54:29 [core.py:1234] ValueError: To serve at least one request, more KV cache is needed
+(EngineCore pid=90) ERROR 11-22 11:54:29 [core.py:1234] ValueError: To serve at least one request, a KV cache is needed
 Traceback (most recent call last):
 RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {'EngineCore': 1}"""
 
@@ -21,7 +21,7 @@ RuntimeError: Engine core initialization failed. See root cause above. Failed co
     ("text", "cause"),
     [
         (RAY, "TypeError: Script.__init__() got an unexpected keyword argument 'nonsense'"),
-        (VLLM, "ValueError: To serve at least one request, more KV cache is needed"),
+        (VLLM, "ValueError: To serve at least one request, a KV cache is needed"),
         (VLLM.splitlines()[-1], VLLM.splitlines()[-1]),
         ("torch.OutOfMemoryError: CUDA out of memory.", "torch.OutOfMemoryError: CUDA out of memory."),
         ("KeyError\n", "KeyError"),

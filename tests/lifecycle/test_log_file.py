@@ -34,6 +34,7 @@ def test_rotation_loses_no_line_and_keeps_as_many_old_files_as_told(tmp_path: Pa
     seen = []
     for number in range(5):
         append(path, f"line {number}\n")
+        seen += log.new_lines()
         log.rotate()
         late = path.with_name("log.1")
         append(late, f"late {number}\n")  # a writer that has not noticed yet
@@ -49,6 +50,7 @@ def test_a_small_or_missing_file_is_not_rotated(tmp_path: Path) -> None:
     log = LogFile(tmp_path / "log", max_bytes=100)
     log.rotate()
     append(tmp_path / "log", "x\n")
+    log.new_lines()
     log.rotate()
     assert [file.name for file in tmp_path.iterdir()] == ["log"]
     log.close()

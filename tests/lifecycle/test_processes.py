@@ -10,7 +10,8 @@ SLEEPER = "import time; print('up', flush=True); time.sleep(60)"
 STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + SLEEPER
 PARENT = (
     "import os, subprocess, sys; env = dict(os.environ); env.pop('BALLAST_RUNTIME_DIR');"
-    f"subprocess.Popen([sys.executable, '-c', {SLEEPER!r}], env=env, start_new_session=True); import time; time.sleep(60)"
+    f"subprocess.Popen([sys.executable, '-c', {SLEEPER!r}], env=env, start_new_session=True);"
+    "import time; time.sleep(60)"
 )
 
 

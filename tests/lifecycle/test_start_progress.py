@@ -34,9 +34,7 @@ def test_a_running_step_counts_up_to_now() -> None:
 
 def test_an_operator_hears_of_a_lost_and_of_a_new_replica() -> None:
     fewer = replace(POOL, num_running=1, status="UPDATING")
-    assert list(changes((POOL,), (fewer,))) == [
-        ("demo/cpu", "lost a replica (1 running); a new one is being started")
-    ]
+    assert list(changes((POOL,), (fewer,))) == [("demo/cpu", "lost a replica (1 running); a new one is being started")]
     assert list(changes((fewer,), (POOL,))) == [("demo/cpu", "2 running")]
     assert list(changes((POOL,), (replace(POOL, status="UNHEALTHY"),))) == [("demo/cpu", "unhealthy")]
     assert list(changes((), (POOL,))) == []

@@ -1,5 +1,6 @@
 """The gateway–replica wire's framing."""
 
+import itertools
 import struct
 
 import pytest
@@ -28,7 +29,7 @@ FRAMES = st.lists(
 def split(data: bytes, cuts: list[int]) -> list[bytes]:
     """``data`` in pieces, cut at the given places."""
     places = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
-    return [data[start:end] for start, end in zip(places, places[1:], strict=False)]
+    return [data[start:end] for start, end in itertools.pairwise(places)]
 
 
 @given(frames=FRAMES, cuts=st.lists(st.integers(0, 10**6), max_size=30))

@@ -1,5 +1,6 @@
 """Server-sent events."""
 
+import itertools
 import json
 
 import pytest
@@ -30,7 +31,7 @@ def decoded(pieces: list[bytes]) -> list[bytes]:
 def test_events_survive_any_cut_and_any_line_end(events: list[list[str]], end: str, cuts: list[int]) -> None:
     data = encoded(events, end) + b"\n"  # whatever ends the last CR, so that it is not held back
     places = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
-    pieces = [data[start:stop] for start, stop in zip(places, places[1:], strict=False)]
+    pieces = [data[start:stop] for start, stop in itertools.pairwise(places)]
     assert decoded(pieces) == ["\n".join(lines).encode() for lines in events]
 
 

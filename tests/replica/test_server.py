@@ -322,9 +322,16 @@ async def test_the_death_of_the_engine_is_told_with_the_failure(bench: Bench) ->
     assert failure["usage"]["output_tokens"] == 2
 
 
-async def test_an_error_event_of_vllm_is_a_failure(bench: Bench) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        b'data: {"error": {"message": "EngineCore encountered an issue.", "code": 500}}\n\n',
+        b'event: error\ndata: {"type":"error","error":{"type":"internal_error","message":"EngineCore encountered an issue."}}\n\n',
+    ],
+    ids=["openai", "anthropic"],
+)
+async def test_an_error_event_of_vllm_is_a_failure(bench: Bench, error: bytes) -> None:
     """vLLM says that a stream broke with an event, and then [DONE] as if all were well."""
-    error = b'data: {"error": {"message": "EngineCore encountered an issue.", "code": 500}}\n\n'
     peer = await bench.gateway_of(Events([b"data: {}\n\n", error, b"data: [DONE]\n\n"]))
     peer.open(1)
     body, kind, failure = await read_stream(peer)

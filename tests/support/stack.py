@@ -134,7 +134,14 @@ class Stack:
         logger.setLevel(logging.INFO)
         await self._serve()
         self.client = httpx.AsyncClient(base_url=self.url, timeout=GUARD_S, trust_env=False)
+        self._beat = asyncio.create_task(self._beat_forever())
         return self
+
+    async def _beat_forever(self) -> None:
+        """The gateway's beat at real time, many times faster; ``tick`` is for the times that a test makes up."""
+        while True:
+            self.inference.tick(time.monotonic())
+            await asyncio.sleep(0.01)
 
     async def __aexit__(self, *_: object) -> None:
         await self.client.aclose()
@@ -142,7 +149,8 @@ class Stack:
             server.close()
         for connection in list(self._server.server_state.connections):
             connection.transport.abort()  # type: ignore[union-attr]
-        await until(lambda: not self._server.server_state.tasks)
+        await self.until(lambda: not self._server.server_state.tasks)
+        self._beat.cancel()
         await self.directory.close()
         for replica in self.replicas:
             await replica.drain(0)
@@ -199,6 +207,15 @@ class Stack:
         """The beat, as if it were ``seconds_later``."""
         self.inference.tick(time.monotonic() + seconds_later)
 
+    async def until(self, condition: Callable[[], object]) -> None:
+        """Let the event loop run and the beat go on until ``condition`` holds."""
+
+        def beaten() -> object:
+            self.tick()
+            return condition()
+
+        await until(beaten)
+
     async def wire(self, **options: Any) -> Wire:
         return await Wire.connect(self.port, **options)
 
@@ -214,7 +231,7 @@ class Stack:
         def found() -> list[Json]:
             return [line for line in self.logs.requests() if expected.items() <= line.items()]
 
-        await until(found)
+        await self.until(found)
         return found()[0]
 
 
