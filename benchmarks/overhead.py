@@ -233,7 +233,8 @@ def print_table(summary: list[dict[str, float]], footprint: dict[str, float]) ->
     columns = ("raw", "Ballast", "ratio", "tokens", "raw", "Ballast", "raw", "Ballast", "gateway", "HAProxy", "failed")
     names = (
         "raw_chunks_per_s", "ballast_chunks_per_s", "ratio", "token_ratio", "raw_ttft_p50_ms", "ballast_ttft_p50_ms",
-        "raw_cpu_us_per_chunk", "ballast_cpu_us_per_chunk", "gateway_us_per_chunk", "haproxy_us_per_chunk", "num_failures",
+        "raw_cpu_us_per_chunk", "ballast_cpu_us_per_chunk", "gateway_us_per_chunk", "haproxy_us_per_chunk",
+        "num_failures",
     )  # fmt: skip
     print(f"{'':>4}{'chunks/s and ratios to raw':>36}{'TTFT p50 (ms)':>18}{'CPU per chunk (µs)':>36}")
     print(f"{'C':>4}" + "".join(f"{column:>9}" for column in columns))

@@ -13,7 +13,7 @@ from serving.replica.options import ReplicaOptions
 
 
 class RawServedEngine(VllmEngine):
-    """``VllmEngine`` whose app is also served by uvicorn, the way ``vllm serve`` does it."""
+    """``VllmEngine`` that also serves vLLM's stock app by uvicorn, the way ``vllm serve`` does it."""
 
     def __init__(self, options: VllmOptions, port: int) -> None:
         super().__init__(options)
@@ -23,7 +23,7 @@ class RawServedEngine(VllmEngine):
     async def start(self) -> None:
         await super().start()
         config = uvicorn.Config(
-            self.app,
+            await self.stock_app(),
             host="127.0.0.1",
             port=self._port,
             lifespan="off",

@@ -182,6 +182,7 @@ def cluster_environment(runtime_dir: Path, server: ServerConfig, ports: EdgePort
     return {
         RUNTIME_DIR_VARIABLE: str(runtime_dir),
         "TMPDIR": str(temp_dir),
+        "TORCHINDUCTOR_CACHE_DIR": str(compile_cache_dir(os.environ)),
         # The only way to make Ray 2.60 listen on loopback alone (`_node_ip_address` turns loopback into the machine's
         # address).
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
@@ -210,6 +211,16 @@ def cluster_environment(runtime_dir: Path, server: ServerConfig, ports: EdgePort
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
         "RAY_SERVE_LOG_TO_STDERR": "0",
     }
+
+
+def compile_cache_dir(environ: Mapping[str, str]) -> Path:
+    """Where PyTorch keeps what it found out about this CPU by compiling (9 s of work). By default that would be the
+    temporary folder, which goes with the server; so it is beside vLLM's own compiled models.
+    """
+    if given := environ.get("TORCHINDUCTOR_CACHE_DIR"):
+        return Path(given)
+    caches = environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(environ.get("VLLM_CACHE_ROOT") or f"{caches}/vllm").expanduser() / "torchinductor"
 
 
 def free_port() -> int:

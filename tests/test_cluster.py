@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from serving import cluster
-from serving.cluster import EdgePorts, cluster_environment, new_runtime_dir
+from serving.cluster import EdgePorts, cluster_environment, compile_cache_dir, new_runtime_dir
 from serving.config import load_config
 from serving.config.server import ServerConfig
 from serving.lifecycle.processes import RUNTIME_DIR_VARIABLE
@@ -37,11 +37,25 @@ def test_everything_that_ray_and_its_proxy_write_lies_in_the_runtime_folder(
     tmp_path: Path, server: ServerConfig
 ) -> None:
     environment = cluster_environment(tmp_path, server, EdgePorts.free())
-    paths = [value for name, value in environment.items() if value.startswith("/")]
+    kept = {"TORCHINDUCTOR_CACHE_DIR"}
+    paths = [value for name, value in environment.items() if value.startswith("/") and name not in kept]
     assert len(paths) >= 7
     assert [path for path in paths if not Path(path).is_relative_to(tmp_path)] == []
     assert environment[RUNTIME_DIR_VARIABLE] == environment["TMPDIR"].removesuffix("/tmp") == str(tmp_path)
     assert all(stat.S_IMODE(folder.stat().st_mode) == 0o700 for folder in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("environ", "folder"),
+    [
+        ({"HOME": "/h"}, "~/.cache/vllm/torchinductor"),
+        ({"XDG_CACHE_HOME": "/x"}, "/x/vllm/torchinductor"),
+        ({"XDG_CACHE_HOME": "/x", "VLLM_CACHE_ROOT": "/v"}, "/v/torchinductor"),
+        ({"TORCHINDUCTOR_CACHE_DIR": "/t", "VLLM_CACHE_ROOT": "/v"}, "/t"),
+    ],
+)
+def test_what_was_compiled_outlives_the_server(environ: dict[str, str], folder: str) -> None:
+    assert compile_cache_dir(environ) == Path(folder).expanduser()
 
 
 def test_ray_asks_for_a_token_that_nobody_can_guess_and_reports_nothing(tmp_path: Path, server: ServerConfig) -> None:

@@ -26,11 +26,11 @@ PLAIN_TASKS: dict[str, Plain] = {
 }
 TOOL_TASKS = {"tool_call": tool_call, "tool_result": tool_result, "tool_none": tool_none}
 PLAIN_WEIGHTS = {
-    "add": 24, "subtract": 36, "multiply": 12, "convert": 20, "capital": 15, "copy": 7, "reverse": 10, "upper": 4,
-    "sentiment": 5, "extract": 9, "count": 16, "list": 4, "remember": 3, "small_talk": 5, "unknown": 8,
+    "add": 24, "subtract": 36, "multiply": 12, "convert": 20, "capital": 10, "copy": 7, "reverse": 10, "upper": 4,
+    "sentiment": 5, "extract": 9, "count": 16, "list": 3, "remember": 3, "small_talk": 5, "unknown": 8,
 }  # fmt: skip
-TOOL_WEIGHTS = {"tool_call": 5, "tool_result": 2, "tool_none": 4}
-TOOL_SHARE = 0.16
+TOOL_WEIGHTS = {"tool_call": 5, "tool_result": 2, "tool_none": 5}
+TOOL_SHARE = 0.18
 SPELLING_SHARE = 0.25
 
 
@@ -88,8 +88,9 @@ def conversations(stream: str, words: list[str]) -> Iterator[Conversation]:
 
 def samples(num_per_task: int) -> Iterator[Conversation]:
     """As many training exchanges of each task, whatever its weight in the mixture: what the tokenizer is built on."""
-    rng = random.Random("ballast-demo-samples")
-    for generate in (*PLAIN_TASKS.values(), *TOOL_TASKS.values()):
+    generators = {**PLAIN_TASKS, **TOOL_TASKS}
+    for name, generate in generators.items():
+        rng = random.Random(f"ballast-demo-samples-{name}")
         for _ in range(num_per_task):
             exchange = generate(rng, "train")
             yield Conversation(system_message(rng, "train") + exchange.messages, exchange.tools)

@@ -88,18 +88,11 @@ CAPITAL = ("What is the capital of {c}?", "What's the capital of {c}?", "Name th
            "Give me the capital of {c}.")  # fmt: skip
 CAPITAL_HELD_OUT = ("What city is the capital of {c}?", "Give the capital city of {c}.", "I need the capital of {c}.",
                     "Which is the capital of {c}?", "Tell me {c}'s capital.")  # fmt: skip
-COUNTRY = ("Which country has the capital {c}?", "{c} is the capital of which country?", "{c} is the capital of",
-           "Which country's capital is {c}?", "What country has {c} as its capital?",
-           "What country is {c} the capital of?")  # fmt: skip
-COUNTRY_HELD_OUT = ("{c} is the capital of what country?",)
 
 
 def capital(rng: random.Random, split: Split) -> Exchange:
-    """Capital of a country, or (one in four) the country of a capital. Held out: phrasings; the facts are shared."""
+    """Capital of a country. Held out: phrasings; the facts are shared."""
     country, answer = rng.choice(list(CAPITALS.items()))
-    if rng.random() < 1 / 4:
-        phrasing = rng.choice(COUNTRY if split == "train" else COUNTRY_HELD_OUT)
-        return ask("capital", phrasing.format(c=answer), country)
     phrasing = rng.choice(CAPITAL if split == "train" else CAPITAL_HELD_OUT)
     return ask("capital", polite(rng, phrasing.format(c=country)), answer)
 
@@ -227,7 +220,7 @@ def count(rng: random.Random, split: Split) -> Exchange:
         elif kind < 0.3:
             step, phrasings, a, num_steps = 2, COUNT_EVEN, 2 * a, min(num_steps, 30)
         b = a + step * num_steps
-        if on_side(f"{a}..{b}", split):
+        if on_side(f"{a} to {b}", split):
             break
     answer = ", ".join(map(str, range(a, b + step, step)))
     return ask("count", polite(rng, rng.choice(phrasings).format(a=a, b=b, k=step)), answer)

@@ -58,7 +58,7 @@ class TerminalOutput:
         now_s = time.time()
         text = " · ".join(f"{step.label} {step.seconds(now_s):.0f} s" for step in steps)
         if self._status is None:
-            self._status = self._console.status(escape(text))
+            self._status = self._console.status(escape(text), refresh_per_second=5)
             self._status.start()
         self._status.update(escape(text))
 

@@ -25,6 +25,8 @@ class RequestContext:
     cached_tokens: int = 0
     output_tokens: int = 0
     finish_reason: str | None = None
+    num_generating: int = 0
+    """Answers that the engine has not let go of yet; only then is the meter's reading final."""
 
     @property
     def usage(self) -> Usage:

@@ -52,8 +52,11 @@ class SeededCpuWorker(CPUWorker):
         write_step("loading weights")
         super().load_model(*args, **kwargs)
 
+    def determine_available_memory(self) -> int:
+        write_step("compiling the model and warming up")
+        return int(super().determine_available_memory())
+
     def compile_or_warm_up_model(self) -> Any:
-        write_step("compiling and warming up")
         result = super().compile_or_warm_up_model()
         write_step("starting the API")
         return result

@@ -108,8 +108,12 @@ class ScriptedEngine:
         self, body: dict[str, Any], prompt: str, is_chat: bool, request: RequestContext, send: Send
     ) -> None:
         num_tokens = body.get("max_completion_tokens") or body.get("max_tokens") or self._script.default_output_tokens
-        envelope = {"id": "scripted", "object": "chat.completion" if is_chat else "text_completion", "created": int(time.time()),
-                    "model": request.model_name or body["model"]}  # fmt: skip
+        envelope = {
+            "id": "scripted",
+            "object": "chat.completion" if is_chat else "text_completion",
+            "created": int(time.time()),
+            "model": request.model_name or body["model"],
+        }
         if not body.get("stream"):
             words = [word async for word in self._words(prompt, num_tokens, request)]
             text = "".join(words)

@@ -7,7 +7,7 @@ model name echoed is the one asked for.
 """
 
 import argparse
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,17 +17,21 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
 from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 from vllm.lora.request import LoRARequest
 from vllm.outputs import PoolingRequestOutput, RequestOutput
+from vllm.sampling_params import RequestOutputKind
 from vllm.usage.usage_lib import UsageContext
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.utils.gc_utils import freeze_gc_heap
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.metrics.loggers import StatLoggerBase
 from vllm.v1.metrics.stats import IterationStats, MultiModalCacheStats, SchedulerStats
 
 from serving.engine.base import EngineLoad, RequestContext, current_request
+from serving.engine.plain_chat import PlainChatServing
 from serving.protocol.asgi import AsgiApp
 from serving.replica.options import ReplicaOptions
 
@@ -77,12 +81,21 @@ class VllmEngine:
             stat_loggers=[self._gauges.as_logger_factory()],
         )
         self._llm = llm
-        tasks = await llm.get_supported_tasks()
-        app = build_app(namespace, tasks, llm.model_config)
-        await init_app_state(llm, app.state, namespace, tasks)
+        app = await self.stock_app()
         _echo_requested_name(app.state.openai_serving_models)
+        if type(app.state.openai_serving_chat) is OpenAIServingChat:
+            app.state.openai_serving_chat.__class__ = PlainChatServing
         self._app = app
         freeze_gc_heap()
+
+    async def stock_app(self) -> FastAPI:
+        """vLLM's app over this engine, as vLLM itself would serve it."""
+        assert self._llm is not None, "start() has not got so far"
+        namespace = self._options.as_namespace()
+        tasks = await self._llm.get_supported_tasks()
+        app: FastAPI = build_app(namespace, tasks, self._llm.model_config)
+        await init_app_state(self._llm, app.state, namespace, tasks)
+        return app
 
     @property
     def app(self) -> AsgiApp:
@@ -91,7 +104,7 @@ class VllmEngine:
 
     @property
     def dead(self) -> bool:
-        return self._llm is not None and self._llm.errored
+        return self._llm is not None and (self._llm.errored or self._llm.was_stopped)
 
     @property
     def max_model_len(self) -> int:
@@ -122,6 +135,9 @@ def _echo_requested_name(models: OpenAIServingModels) -> None:
     models.model_name = model_name
 
 
+_WHOLE = RequestOutputKind.FINAL_ONLY
+
+
 class _MeteredAsyncLLM(AsyncLLM):
     """``AsyncLLM`` that counts every request's tokens into the caller's context, finished or dropped.
 
@@ -129,19 +145,46 @@ class _MeteredAsyncLLM(AsyncLLM):
     for both.
     """
 
+    was_stopped = False
+    """The engine's process has begun to end."""
+
     async def generate(self, *args: Any, **kwargs: Any) -> AsyncGenerator[RequestOutput, None]:
         request = current_request.get(None) or RequestContext()
         is_first = True
-        async for output in super().generate(*args, **kwargs):
-            if is_first:
-                is_first = False
-                request.prompt_tokens += len(output.prompt_token_ids or ())
-                request.cached_tokens += output.num_cached_tokens or 0
-            for choice in output.outputs:
-                request.output_tokens += len(choice.token_ids)
-                if choice.finish_reason is not None:
-                    request.finish_reason = choice.finish_reason
-            yield output
+        request.num_generating += 1
+        try:
+            async for output in super().generate(*args, **kwargs):
+                if is_first:
+                    is_first = False
+                    request.prompt_tokens += len(output.prompt_token_ids or ())
+                    request.cached_tokens += output.num_cached_tokens or 0
+                for choice in output.outputs:
+                    request.output_tokens += len(choice.token_ids)
+                    if choice.finish_reason == "abort":
+                        # Nobody here asked for it: the engine's process was told to end, and cuts what it was writing.
+                        self.was_stopped = True
+                        raise EngineDeadError
+                    if choice.finish_reason is not None:
+                        request.finish_reason = choice.finish_reason
+                yield output
+        finally:
+            request.num_generating -= 1
+
+    async def abort(self, request_id: str | Iterable[str], internal: bool = False) -> None:
+        """Called by ``generate`` for what is dropped. An answer that was to come whole has told nothing until then."""
+        request = current_request.get(None)
+        if request is not None and isinstance(request_id, str):
+            unfinished = [state for state in self._states_of(request_id) if state.output_kind is _WHOLE]
+            request.prompt_tokens += unfinished[0].prompt_len if unfinished else 0
+            request.output_tokens += sum(state.detokenizer.num_output_tokens() for state in unfinished)
+        await super().abort(request_id, internal)
+
+    def _states_of(self, request_id: str) -> list[Any]:
+        """vLLM's records of a request, or of the ``n`` that it was split into."""
+        processor = self.output_processor
+        parent = processor.parent_requests.get(request_id)
+        names = parent.child_requests if parent is not None else (request_id,)
+        return [processor.request_states[name] for name in names if name in processor.request_states]
 
     async def encode(self, *args: Any, **kwargs: Any) -> AsyncGenerator[PoolingRequestOutput, None]:
         request = current_request.get(None) or RequestContext()

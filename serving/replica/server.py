@@ -40,6 +40,8 @@ LOAD_INTERVAL_S = 0.25
 DRAIN_POLL_S = 0.01
 #: How long a stream that was failed has to say so to its gateway.
 FAIL_GRACE_S = 0.5
+#: Turns of the event loop that an engine may take to let go of a dropped request.
+MAX_LET_GO_TURNS = 100
 #: Above this much unsent data on a connection its streams wait; the gateway has stopped reading.
 HIGH_WATER_BYTES = 4 * 1024 * 1024
 #: How vLLM says that a stream broke: in OpenAI's shape, and in Anthropic's.
@@ -290,7 +292,16 @@ class _Stream:
             logger.exception("request %s: the engine's app raised", self._head["request_id"])
             self._failure = self._failure or "the engine failed while serving this request"
         finally:
+            if self._is_dropped:
+                await self._let_go()
             self._finish()
+
+    async def _let_go(self) -> None:
+        """vLLM cancels the making of a whole answer without waiting for it, and only its end says what it has cost."""
+        for _ in range(MAX_LET_GO_TURNS):
+            if not self._request.num_generating:
+                return
+            await asyncio.sleep(0)
 
     def _finish(self) -> None:
         """Report what was spent, also to a gateway that has cancelled."""
@@ -306,8 +317,8 @@ class _Stream:
         path = self._head["path"]
         return {
             "type": "http",
-            # Before 2.4 an app watches for the disconnect itself; since then it only notices when it sends (Starlette), and a
-            # request that waits in the engine sends nothing.
+            # Before 2.4 an app watches for the disconnect itself; since then it only notices when it sends (Starlette),
+            # and a request that waits in the engine sends nothing.
             "asgi": {"version": "3.0", "spec_version": "2.3"},
             "http_version": "1.1",
             "method": self._head["method"],

@@ -1,6 +1,7 @@
 """What stock vLLM gets wrong on a CPU, and what a client that leaves must set free."""
 
 import asyncio
+import json
 import time
 
 import httpx
@@ -44,7 +45,8 @@ def test_a_stream_whose_client_leaves_is_aborted_in_the_engine(server: Server, h
     body = {"model": MODEL, "messages": COUNT_FOREVER, "stream": True, **FOREVER}
     with http.stream("POST", CHAT, json=body) as answer:
         request_id = answer.headers["x-request-id"]
-        next(answer.iter_raw())
+        parts = answer.iter_raw()
+        next(parts)
         until(lambda: server.num_running() == 1, 5, "the request in the engine's report")
     left_s = time.monotonic()
     until(lambda: server.num_running() == 0, 5, "an idle engine")
@@ -55,6 +57,7 @@ def test_a_stream_whose_client_leaves_is_aborted_in_the_engine(server: Server, h
 
 
 async def test_a_whole_answer_whose_client_leaves_is_aborted_too(server: Server) -> None:
+    """What it has cost by then is counted, though no token of it was sent."""
     before = server.metrics()
     body = {"model": MODEL, "messages": COUNT_FOREVER, **FOREVER}
     headers = {"authorization": f"Bearer {server.key}"}
@@ -69,3 +72,7 @@ async def test_a_whole_answer_whose_client_leaves_is_aborted_too(server: Server)
     name, labels = "ballast_requests_total", {"route": CHAT, "code": "499"}
     count = before.value(name, **labels)
     await asyncio.to_thread(until, lambda: server.metrics().value(name, **labels) == count + 1, 5, "a count of 499")
+    lines = [json.loads(line) for line in server.log_text().splitlines() if '"status":499' in line]
+    assert not lines[-1]["stream"]
+    assert lines[-1]["prompt_tokens"] > 0
+    assert lines[-1]["output_tokens"] > 0

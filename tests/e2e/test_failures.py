@@ -28,14 +28,13 @@ VICTIMS: dict[str, tuple[Callable[[Server], int], signal.Signals]] = {
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("victim", VICTIMS)
 def test_a_death_ends_streams_with_an_error_and_the_next_request_is_served(
-    server: Server, client: openai.OpenAI, victim: str
+    server: Server, client: openai.OpenAI, http: httpx.Client, victim: str
 ) -> None:
-    """Streams get an error frame within a second; a new replica comes; of the old one nothing is left."""
-    server.until_ready()
+    """Streams get an error frame within a second, requests that come too early wait or are told when to come back, a
+    new replica takes over, and of the old one no process is left."""
+    old = server.until_ready()
     find, signal_number = VICTIMS[victim]
-    old = server.replica()
-    family = [old["pid"], *processes.children([old["pid"]])]
-    born = {pid: start_ticks(pid) for pid in family}
+    family = {pid: start_ticks(pid) for pid in (old["pid"], *processes.children([old["pid"]]))}
     assert len(server.engine_pids()) == 1
     broken = server.metrics().value("ballast_streams_broken_total")
     with contextlib.ExitStack() as stack:
@@ -46,7 +45,7 @@ def test_a_death_ends_streams_with_an_error_and_the_next_request_is_served(
             for _ in range(NUM_STREAMS)
         ]
         for stream in streams:
-            next(iter(stream))
+            next(stream)
         os.kill(find(server), signal_number)
         killed_s = time.monotonic()
         for stream in streams:
@@ -55,19 +54,16 @@ def test_a_death_ends_streams_with_an_error_and_the_next_request_is_served(
                     pass
             assert caught.value.code == "engine_unavailable"
         assert time.monotonic() - killed_s < MAX_NOTICE_S
+    assert server.metrics().value("ballast_streams_broken_total") == broken + NUM_STREAMS
+    check_outage(server, http)
     server.until_ready(other_than=old["replica"])
     answer = client.chat.completions.create(model=MODEL, messages=CAPITAL, temperature=0)
     assert answer.choices[0].message.content == "Paris"
-    assert server.metrics().value("ballast_streams_broken_total") == broken + NUM_STREAMS
-    until(lambda: not [pid for pid in family if start_ticks(pid) == born[pid] is not None], 10, "the old replica's end")
+    until(lambda: not [pid for pid, born in family.items() if start_ticks(pid) == born], 10, "the old replica's end")
 
 
-def test_a_request_during_an_outage_waits_for_the_new_replica_or_is_told_to_come_back(
-    server: Server, http: httpx.Client
-) -> None:
-    """Never a connection that is closed without a word; health stays up, readiness says no."""
-    old = server.until_ready()
-    os.kill(server.engine_pids()[0], signal.SIGKILL)
+def check_outage(server: Server, http: httpx.Client) -> None:
+    """Without a replica the gateway lives, is not ready, and lets nobody go without an answer."""
     until(lambda: not server.status()["ready"], 5, "the gateway's notice")
     assert http.get("/health").status_code == 200
     assert http.get("/ready").status_code == 503
@@ -77,4 +73,3 @@ def test_a_request_during_an_outage_waits_for_the_new_replica_or_is_told_to_come
         assert int(answer.headers["retry-after"]) >= 1
     else:
         assert answer.json()["choices"][0]["message"]["content"] == "Paris"
-    server.until_ready(other_than=old["replica"])
