@@ -326,7 +326,7 @@ async def test_the_death_of_the_engine_is_told_with_the_failure(bench: Bench) ->
     "error",
     [
         b'data: {"error": {"message": "EngineCore encountered an issue.", "code": 500}}\n\n',
-        b'event: error\ndata: {"type":"error","error":{"type":"internal_error","message":"EngineCore encountered an issue."}}\n\n',
+        b'event: error\ndata: {"type":"error","error":{"message":"EngineCore encountered an issue."}}\n\n',
     ],
     ids=["openai", "anthropic"],
 )
