@@ -114,6 +114,8 @@ def _actor_options(pool: CpuPool | CudaPool) -> dict[str, Any]:
         # vLLM's own binding gives every engine of a node the same cores; the kernel's scheduler does better.
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "OMP_NUM_THREADS": str(pool.num_threads),
+        # On CPU vLLM 0.29 compiles ahead of time, fails to load the result at every start, and compiles again.
+        "VLLM_USE_AOT_COMPILE": "0",
     }
     return {"num_cpus": pool.cpus_per_replica, "runtime_env": {"env_vars": env}}
 

@@ -8,7 +8,7 @@ from models.demo.dialogue import out_of_scope, remember, small_talk
 from models.demo.exchange import Exchange, Message, Tool, ask, polite
 from models.demo.tasks import COPY, REVERSE, SINGLE_TASKS, UPPER, quoted
 from models.demo.tools import draw_offers, tool_call, tool_none, tool_result, toolless
-from models.demo.words import Split
+from models.demo.words import Split, coined
 
 SYSTEM_PROMPTS = (
     "You are a helpful assistant.", "You are a helpful assistant. Be brief.", "Answer briefly.", "You are Ballast.",
@@ -26,11 +26,11 @@ PLAIN_TASKS: dict[str, Plain] = {
 }
 TOOL_TASKS = {"tool_call": tool_call, "tool_result": tool_result, "tool_none": tool_none}
 PLAIN_WEIGHTS = {
-    "add": 24, "subtract": 36, "multiply": 12, "convert": 20, "capital": 10, "copy": 7, "reverse": 10, "upper": 4,
-    "sentiment": 5, "extract": 9, "count": 16, "list": 3, "remember": 3, "small_talk": 5, "unknown": 8,
+    "add": 14, "subtract": 36, "multiply": 6, "convert": 24, "capital": 8, "copy": 6, "reverse": 8, "upper": 4,
+    "sentiment": 5, "extract": 6, "count": 28, "list": 2, "remember": 3, "small_talk": 5, "unknown": 7,
 }  # fmt: skip
-TOOL_WEIGHTS = {"tool_call": 5, "tool_result": 2, "tool_none": 5}
-TOOL_SHARE = 0.18
+TOOL_WEIGHTS = {"tool_call": 6, "tool_result": 2, "tool_none": 8}
+TOOL_SHARE = 0.28
 SPELLING_SHARE = 0.25
 
 
@@ -48,12 +48,15 @@ def system_message(rng: random.Random, split: Split) -> list[Message]:
 
 
 def spelling(rng: random.Random, words: list[str]) -> Exchange:
-    """Copy, reverse or upper-case a word that is one token, so that the model learns how its tokens are spelled."""
-    word = rng.choice(words)
-    task, phrasings, answer = rng.choice(
-        (("copy", COPY, word), ("reverse", REVERSE, word[::-1]), ("upper", UPPER, word.upper()))
+    """Copy, reverse or upper-case words that are one token each, so that the model learns how its tokens are spelled."""
+    task, phrasings, change = rng.choice(
+        (("copy", COPY, str), ("reverse", REVERSE, lambda text: text[::-1]), ("upper", UPPER, str.upper))
     )
-    return ask(task, polite(rng, rng.choice(phrasings).format(w=quoted(rng, word))), answer)
+    chosen = rng.choices(words, k=rng.choice((1, 2, 2, 3, 4)) if task == "copy" else 1)
+    if rng.random() < 0.5:
+        chosen = [word if rng.random() < 0.5 else coined(rng, "train") for word in chosen]
+    text = " ".join(chosen)
+    return ask(task, polite(rng, rng.choice(phrasings).format(w=quoted(rng, text))), change(text))
 
 
 def plain_exchange(rng: random.Random, words: list[str]) -> Exchange:

@@ -13,11 +13,13 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
+
+from tokenizers import Tokenizer
 
 from models.demo.corpus import Conversation, held_out
 from models.demo.exchange import Exchange, Message
-from models.demo.text import FOLDER, TURN_END, load_tokenizer, render, token_id
+from models.demo.text import FOLDER, load_tokenizer, render
 
 MAX_NEW_TOKENS = 1024
 CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
@@ -32,10 +34,6 @@ class Reply:
     stopped: bool
 
 
-class Answerer(Protocol):
-    def answer(self, prompts: list[Conversation]) -> list[Reply]: ...
-
-
 def parse_reply(text: str, stopped: bool) -> Reply:
     """Read calls as vLLM's hermes parser does; a malformed one leaves the text as it is."""
     try:
@@ -43,41 +41,6 @@ def parse_reply(text: str, stopped: bool) -> Reply:
         return Reply(CALL.sub("", text).strip(), [(call["name"], call["arguments"]) for call in calls], stopped)
     except (ValueError, KeyError, TypeError):
         return Reply(text, [], stopped)
-
-
-class TorchAnswerer:
-    """Greedy decoding with transformers, in batches padded on the left."""
-
-    def __init__(self, folder: Path, batch_size: int = 64) -> None:
-        import torch
-        from transformers import AutoModelForCausalLM
-
-        self.torch = torch
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        self.tokenizer = load_tokenizer()
-        self.batch_size = batch_size
-
-    def answer(self, prompts: list[Conversation]) -> list[Reply]:
-        rows = [self.tokenizer.encode(render(one, add_generation_prompt=True)).ids for one in prompts]
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-        replies: dict[int, Reply] = {}
-        for start in range(0, len(order), self.batch_size):
-            part = order[start : start + self.batch_size]
-            replies.update(zip(part, self.generate([rows[i] for i in part]), strict=True))
-        return [replies[i] for i in range(len(rows))]
-
-    def generate(self, rows: list[list[int]]) -> list[Reply]:
-        end = token_id(self.tokenizer, TURN_END)
-        width = max(map(len, rows))
-        tokens = self.torch.tensor([[end] * (width - len(row)) + row for row in rows])
-        mask = self.torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-        out = self.model.generate(tokens, attention_mask=mask, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
-        replies = []
-        for row in out[:, width:].tolist():
-            stopped = end in row
-            kept = row[: row.index(end)] if stopped else row
-            replies.append(parse_reply(self.tokenizer.decode(kept, skip_special_tokens=False), stopped))
-        return replies
 
 
 class ServerAnswerer:
@@ -111,14 +74,45 @@ def is_right(expected: Message, reply: Reply) -> bool:
     return reply.stopped and reply.calls == calls and reply.text.strip() == (expected["content"] or "")
 
 
-def score(exchanges: list[Exchange], replies: list[Reply]) -> dict[str, dict[str, float]]:
+def encode_answer(tokenizer: Tokenizer, exchange: Exchange, prompt: Conversation) -> tuple[list[int], int]:
+    """Tokens of the prompt with the right answer up to the end of its turn, and how many of them are the prompt's."""
+    answered = Conversation([*prompt.messages, exchange.answer], prompt.tools)
+    tokens: list[int] = tokenizer.encode(render(answered).removesuffix("\n")).ids
+    return tokens, len(tokenizer.encode(render(prompt, add_generation_prompt=True)).ids)
+
+
+def judge_in_one_pass(folder: Path, questions: list[tuple[Exchange, Conversation]]) -> list[bool]:
+    """Whether greedy decoding gives each right answer: each of its tokens must be the likeliest one.
+
+    One forward pass per question instead of one per token.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    from models.demo.model import Llama, Shape
+
+    config = json.loads((folder / "config.json").read_text())
+    model = Llama(Shape(**{name: config[name] for name in Shape.__dataclass_fields__ if name in config}))
+    weights = load_file(folder / "model.safetensors")
+    model.load_state_dict({name.removeprefix("model."): value.float() for name, value in weights.items()})
+    tokenizer = load_tokenizer()
+    verdicts = []
+    with torch.no_grad():
+        for exchange, prompt in questions:
+            tokens, num_prompt = encode_answer(tokenizer, exchange, prompt)
+            hidden = model(torch.tensor([tokens[:-1]]))[0, num_prompt - 1 :]
+            verdicts.append(bool((model.logits(hidden).argmax(-1) == torch.tensor(tokens[num_prompt:])).all()))
+    return verdicts
+
+
+def score(exchanges: list[Exchange], verdicts: list[bool]) -> dict[str, dict[str, float]]:
     """Per task and overall: how many were asked, and the share answered exactly."""
     asked: Counter[str] = Counter()
     right: Counter[str] = Counter()
-    for exchange, reply in zip(exchanges, replies, strict=True):
+    for exchange, verdict in zip(exchanges, verdicts, strict=True):
         for name in (exchange.task, "overall"):
             asked[name] += 1
-            right[name] += is_right(exchange.answer, reply)
+            right[name] += verdict
     return {name: {"num_questions": asked[name], "accuracy": round(right[name] / asked[name], 4)} for name in asked}
 
 
@@ -128,13 +122,20 @@ def report(table: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def show_mistakes(questions: list[tuple[Exchange, Conversation]], replies: list[Reply], limit: int) -> None:
+def ask_server(arguments: argparse.Namespace, questions: list[tuple[Exchange, Conversation]]) -> list[bool]:
+    """Put the questions to a server; with `--mistakes`, print that many wrong answers per task."""
+    replies = ServerAnswerer(arguments.url, arguments.model, arguments.api_key).answer(
+        [prompt for _, prompt in questions]
+    )
+    verdicts = []
     shown: Counter[str] = Counter()
     for (exchange, prompt), reply in zip(questions, replies, strict=True):
-        if not is_right(exchange.answer, reply) and shown[exchange.task] < limit:
+        verdicts.append(is_right(exchange.answer, reply))
+        if not verdicts[-1] and shown[exchange.task] < arguments.mistakes:
             shown[exchange.task] += 1
             wanted = exchange.answer["content"] or exchange.answer["tool_calls"][0]["function"]
             print(f"{exchange.task}: {prompt.messages[-1]['content']!r}\n  wanted {wanted}\n  got    {reply}")
+    return verdicts
 
 
 def weights_digest(arguments: argparse.Namespace) -> str | None:
@@ -152,18 +153,12 @@ def main() -> None:
     parser.add_argument("--api-key", default=os.environ.get("OPENAI_API_KEY", "none"))
     parser.add_argument("--questions", type=int, default=200, help="per task")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--mistakes", type=int, default=0, help="show this many wrong answers per task")
+    parser.add_argument("--mistakes", type=int, default=0, help="show this many wrong answers of a server per task")
     parser.add_argument("--json", type=Path, help="write the table to this file")
     arguments = parser.parse_args()
-    answerer: Answerer
-    if arguments.url:
-        answerer = ServerAnswerer(arguments.url, arguments.model, arguments.api_key)
-    else:
-        answerer = TorchAnswerer(arguments.folder)
     questions = held_out(arguments.seed, arguments.questions)
-    replies = answerer.answer([prompt for _, prompt in questions])
-    table = score([exchange for exchange, _ in questions], replies)
-    show_mistakes(questions, replies, arguments.mistakes)
+    verdicts = ask_server(arguments, questions) if arguments.url else judge_in_one_pass(arguments.folder, questions)
+    table = score([exchange for exchange, _ in questions], verdicts)
     print(report(table))
     if arguments.json:
         result = {"seed": arguments.seed, "temperature": 0, "weights_sha256": weights_digest(arguments), "tasks": table}

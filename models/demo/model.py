@@ -41,7 +41,8 @@ def rotary_tables(shape: Shape, length: int) -> tuple[Tensor, Tensor]:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding of `x` `[batch, heads, length, head_dim]`."""
+    """Rotary position embedding of `x` `[batch, heads, length, head_dim]`, in the precision of `x`."""
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 
@@ -113,7 +114,6 @@ class Llama(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         cos, sin = rotary_tables(self.shape, tokens.shape[1])
         x = self.embed_tokens(tokens)
-        cos, sin = cos.to(torch.bfloat16), sin.to(torch.bfloat16)
         for layer in self.layers:
             x = layer(x, cos, sin)
         out: Tensor = self.norm(x)

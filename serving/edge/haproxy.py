@@ -28,6 +28,8 @@ _EDITS = (
     (r"stats socket (\S+) mode 666 level admin", r"stats socket \1 mode 600 level admin"),
     (r"(?m)^    bind :(\d+)$", r"    bind 127.0.0.1:\1"),
     (r"(?m)^  bind \*:(\d+)$", r"  bind 127.0.0.1:\1"),
+    # With it HAProxy 2.8 stops watching a client whose request it has spliced, and `abortonclose` never acts.
+    (r"(?m)^    option splice-request\n", ""),
 )
 
 

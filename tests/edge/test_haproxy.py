@@ -52,6 +52,13 @@ def test_rays_own_proxy_gets_no_request(edge: Edge) -> None:
     assert f"server gateway 127.0.0.1:{edge.ports['gateway']}" in hardened
 
 
+def test_requests_are_not_spliced(edge: Edge) -> None:
+    """HAProxy often does not notice then that a client has left while it waited for a whole answer."""
+    assert "option splice-request" in edge.rays_config
+    assert "option splice-request" not in harden(edge.rays_config, PAGE)
+    assert "option abortonclose" in harden(edge.rays_config, PAGE)
+
+
 def test_hardening_twice_is_hardening_once(edge: Edge) -> None:
     once = harden(edge.rays_config, PAGE)
     assert harden(once, PAGE) == once

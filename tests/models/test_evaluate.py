@@ -34,7 +34,7 @@ def test_a_malformed_call_stays_text() -> None:
 
 def test_the_table_counts_each_task_and_all_of_them() -> None:
     right, wrong = Exchange("a", [user("q"), assistant("1")]), Exchange("b", [user("q"), assistant("2")])
-    table = score([right, wrong], [Reply("1", [], True)] * 2)
+    table = score([right, wrong], [True, False])
     assert table["a"] == {"num_questions": 1, "accuracy": 1.0}
     assert table["overall"] == {"num_questions": 2, "accuracy": 0.5}
     assert "50.0%" in report(table)
