@@ -48,7 +48,7 @@ def system_message(rng: random.Random, split: Split) -> list[Message]:
 
 
 def spelling(rng: random.Random, words: list[str]) -> Exchange:
-    """Copy, reverse or upper-case words that are one token each, so that the model learns how its tokens are spelled."""
+    """Copy, reverse or upper-case words that are one token, so that the model learns how its tokens are spelled."""
     task, phrasings, change = rng.choice(
         (("copy", COPY, str), ("reverse", REVERSE, lambda text: text[::-1]), ("upper", UPPER, str.upper))
     )

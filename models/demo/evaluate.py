@@ -138,6 +138,15 @@ def ask_server(arguments: argparse.Namespace, questions: list[tuple[Exchange, Co
     return verdicts
 
 
+def update_readme(readme: Path, table: dict[str, dict[str, float]]) -> None:
+    """Put the figures into the rows of the README's table, `| task | exact | questions | …`."""
+    text = readme.read_text()
+    for name, row in table.items():
+        figures = f"| {name} | {row['accuracy']:.1%} | {row['num_questions']} |"
+        text = re.sub(rf"^\| {name} \| [\d.]+% \| \d+ \|", figures, text, flags=re.MULTILINE)
+    readme.write_text(text)
+
+
 def weights_digest(arguments: argparse.Namespace) -> str | None:
     """Which weights the figures belong to; a server does not say."""
     if arguments.url:
@@ -154,12 +163,15 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=200, help="per task")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--mistakes", type=int, default=0, help="show this many wrong answers of a server per task")
+    parser.add_argument("--readme", type=Path, help="put the figures into the table of this file")
     parser.add_argument("--json", type=Path, help="write the table to this file")
     arguments = parser.parse_args()
     questions = held_out(arguments.seed, arguments.questions)
     verdicts = ask_server(arguments, questions) if arguments.url else judge_in_one_pass(arguments.folder, questions)
     table = score([exchange for exchange, _ in questions], verdicts)
     print(report(table))
+    if arguments.readme:
+        update_readme(arguments.readme, table)
     if arguments.json:
         result = {"seed": arguments.seed, "temperature": 0, "weights_sha256": weights_digest(arguments), "tasks": table}
         arguments.json.write_text(json.dumps(result, indent=2) + "\n")

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from serving.errors import ModelNotAllowed, ModelNotFound
+from serving.errors import BadRequest, ModelNotAllowed, ModelNotFound
 from serving.gateway.auth import Identity
-from serving.gateway.catalog import Catalog
+from serving.gateway.catalog import Catalog, check_task
+from serving.gateway.endpoint import Endpoint
 from serving.protocol.membership import ReplicaAddress
 from serving.router.directory import Directory
 from tests.support.stack import ALIAS, MODEL, POOL, SECRET, config_of
@@ -75,3 +76,21 @@ async def test_the_context_is_what_the_running_replicas_say(catalog: Catalog, di
     directory.update("other", POOL, members)
     assert catalog.max_model_len(model) == 200
     await directory.close()
+
+
+FITTING = {
+    "generate": set(Endpoint) - {Endpoint.EMBEDDINGS},
+    "embed": {Endpoint.EMBEDDINGS, Endpoint.TOKENIZE, Endpoint.DETOKENIZE},
+}
+
+
+@pytest.mark.parametrize("endpoint", Endpoint)
+@pytest.mark.parametrize("task", FITTING)
+def test_a_model_is_asked_only_for_what_it_was_made_for(tmp_path: Path, task: str, endpoint: Endpoint) -> None:
+    model = config_of(tmp_path, models=[{"name": "other", "task": task}]).models[1]
+    if endpoint in FITTING[task]:
+        check_task(model, endpoint)
+    else:
+        with pytest.raises(BadRequest) as caught:
+            check_task(model, endpoint)
+        assert (caught.value.param, caught.value.code) == ("model", "unsupported_value")
