@@ -1,6 +1,7 @@
 """The gateway as Ray Serve's ingress deployment: wires the app to the cluster, the key store and the admin port."""
 
 import asyncio
+import gc
 import logging
 import os
 import time
@@ -30,6 +31,8 @@ from serving.tenancy.store import KeyStore
 logger = logging.getLogger("ballast.gateway")
 
 SAVE_LAST_USED_S = 60.0
+#: Allocations between two collections of the youngest objects; Python's 700 is less than one engine step makes.
+GC_YOUNG_OBJECTS = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +77,10 @@ class GatewayIngress:
         self._admin = AdminServer(config.server.admin_port, self._directory, self._status)
         self._admin.start()
         self._tasks = [asyncio.create_task(self._beat()), asyncio.create_task(self._save_last_used())]
+        # What is alive now (Ray, mostly) stays alive: looking through it again and again would stall streams.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(GC_YOUNG_OBJECTS)
 
     def __serve_build_asgi_app__(self) -> AsgiApp:
         return _WithLifespan(self._gateway)
