@@ -85,20 +85,44 @@ class Relay:
             self._exchange.usage = await self._stream.finish(FINISH_TIMEOUT_S)
 
     async def _relay_events(self) -> None:
-        exchange, read, send, gaps = self._exchange, self._stream.read, self._send, self._exchange.gaps
-        monotonic = time.monotonic
-        while body := await read():
-            now_s = monotonic()
+        """The first chunk, and those that a client is slow to take, pass through here; the others through ``_push``."""
+        exchange, stream = self._exchange, self._stream
+        while body := await stream.read():
+            now_s = time.monotonic()
             if exchange.first_byte_s is None:
                 exchange.first_byte_s = now_s
                 await self._start()
             else:
-                gaps.add(now_s - self._idle_since_s)
+                exchange.gaps.add(now_s - self._idle_since_s)
             self._idle_since_s = self._blocked_since_s = now_s
-            await send({"type": "http.response.body", "body": body, "more_body": True})
+            await self._send({"type": "http.response.body", "body": body, "more_body": True})
             self._blocked_since_s = None
+            if not stream.has_unread:
+                stream.sink = self._push
+        stream.sink = None
         await self._start()
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def _push(self, body: bytes) -> None:
+        """A chunk from the replica's socket to the client's without a task switch, which would cost a third of the rest.
+
+        The server's ``send`` is run as far as it goes. It stops only where uvicorn waits for a slow client, before it
+        has written anything: then it is dropped, and the relay's own task sends the chunk, and waits.
+        """
+        now_s = time.monotonic()
+        sending = self._send({"type": "http.response.body", "body": body, "more_body": True})
+        try:
+            sending.send(None)  # type: ignore[attr-defined]  # ASGI says Awaitable; what servers have is a coroutine
+        except StopIteration:
+            self._exchange.gaps.add(now_s - self._idle_since_s)
+            self._idle_since_s = now_s
+        except (RuntimeError, OSError) as error:
+            self._stream.sink = None
+            self._stream.interrupt(error)
+        else:
+            sending.close()  # type: ignore[attr-defined]
+            self._stream.sink = None
+            self._stream.on_body(body)
 
     async def _relay_whole(self) -> None:
         body = await self._read_all()

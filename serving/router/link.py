@@ -44,11 +44,13 @@ class ReplicaStream:
 
     Both raise ``ReplicaLost`` when the connection ends first and ``StreamFailed`` when the replica gives up. Unread
     bytes are bounded: over ``buffer_bytes`` the replica is told to pause, below half of it to go on.
+
+    While ``sink`` is set, chunks go there as they arrive and ``read`` sees none of them.
     """
 
     __slots__ = (
         "_buffer_bytes", "_buffered_bytes", "_chunks", "_error", "_is_ended", "_is_paused", "_link", "_waiter",
-        "id", "response", "usage",
+        "id", "response", "sink", "usage",
     )  # fmt: skip
 
     def __init__(self, link: "ReplicaLink", stream_id: int, buffer_bytes: int) -> None:
@@ -62,6 +64,7 @@ class ReplicaStream:
         self._is_ended = False
         self._is_paused = False
         self.response: ResponseHead | None = None
+        self.sink: Callable[[bytes], None] | None = None
         self.usage: Usage = NO_USAGE
 
     async def head(self) -> ResponseHead:
@@ -109,7 +112,14 @@ class ReplicaStream:
                         await self._wait()
         return self.usage
 
+    @property
+    def has_unread(self) -> bool:
+        return bool(self._chunks)
+
     def on_body(self, payload: bytes) -> None:
+        if self.sink is not None:
+            self.sink(payload)
+            return
         self._chunks.append(payload)
         self._buffered_bytes += len(payload)
         if self._buffered_bytes > self._buffer_bytes and not self._is_paused:
