@@ -204,7 +204,7 @@ def cluster_environment(runtime_dir: Path, server: ServerConfig, ports: EdgePort
         "RAY_SERVE_HAPROXY_MAXCONN": str(server.max_connections),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports.fallback),
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(HAPROXY_CLIENT_S),
-        "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
+        "RAY_SERVE_HAPROXY_NBTHREAD": str(max(1, min(4, (os.cpu_count() or 1) // 2))),
         # Its per-request log lines would cost as much as our own metrics, and say less.
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
         # HAProxy is told within a second that a gateway leaves; Ray waits 30 s for load balancers that poll.
