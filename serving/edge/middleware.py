@@ -1,9 +1,8 @@
 """The outermost layer of a gateway's HTTP server: hands requests to the gateway before Ray Serve's own request code.
 
 Ray Serve runs the server, health-checks it and drains it. Its code around each request is left out: it echoes the
-client's ``x-request-id``, lets headers set timeouts and routing, fails on header bytes that are not UTF-8, and costs
-more than the whole gateway (measured: docs/architecture.md). Installed by
-``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH``.
+client's ``x-request-id``, lets headers set timeouts and routing, fails on header bytes that are not UTF-8, and wraps
+every ``send`` three times. Installed by ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH``.
 """
 
 from starlette.middleware import Middleware
