@@ -104,7 +104,7 @@ class Relay:
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     def _push(self, body: bytes) -> None:
-        """A chunk from the replica's socket to the client's without a task switch, a third of the rest in cost.
+        """A chunk from the replica's socket to the client's without waking a task for it.
 
         The server's ``send`` is run as far as it goes. It stops only where uvicorn waits for a slow client, before it
         has written anything: then it is dropped, and the relay's own task sends the chunk, and waits.
