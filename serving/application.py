@@ -148,6 +148,7 @@ def engine_args(config: Config, model: ModelConfig, pool: CpuPool | CudaPool) ->
     if isinstance(pool, CpuPool):
         args["kv_cache_memory_bytes"] = pool.engine.kv_cache_bytes
         args["worker_cls"] = "serving.engine.cpu_worker.SeededCpuWorker"
+        args["distributed_executor_backend"] = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
     else:
         args["tensor_parallel_size"] = pool.tensor_parallel_size
         args["gpu_memory_utilization"] = pool.gpu_memory_utilization

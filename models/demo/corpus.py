@@ -26,11 +26,11 @@ PLAIN_TASKS: dict[str, Plain] = {
 }
 TOOL_TASKS = {"tool_call": tool_call, "tool_result": tool_result, "tool_none": tool_none}
 PLAIN_WEIGHTS = {
-    "add": 14, "subtract": 36, "multiply": 6, "convert": 24, "capital": 8, "copy": 6, "reverse": 8, "upper": 4,
-    "sentiment": 5, "extract": 6, "count": 28, "list": 2, "remember": 3, "small_talk": 5, "unknown": 7,
+    "add": 14, "subtract": 34, "multiply": 6, "convert": 24, "capital": 7, "copy": 6, "reverse": 12, "upper": 5,
+    "sentiment": 6, "extract": 6, "count": 26, "list": 6, "remember": 3, "small_talk": 6, "unknown": 7,
 }  # fmt: skip
-TOOL_WEIGHTS = {"tool_call": 6, "tool_result": 2, "tool_none": 8}
-TOOL_SHARE = 0.28
+TOOL_WEIGHTS = {"tool_call": 7, "tool_result": 2, "tool_none": 7}
+TOOL_SHARE = 0.3
 SPELLING_SHARE = 0.25
 
 
@@ -76,7 +76,7 @@ def conversation(rng: random.Random, words: list[str]) -> Conversation:
             messages += plain_exchange(rng, words).messages
         return Conversation(messages)
     offers = draw_offers(rng, "train")
-    for _ in range(rng.choice((1, 2, 3, 4))):
+    for _ in range(rng.choice((2, 3, 4, 5))):
         task = rng.choices(list(TOOL_WEIGHTS), weights=list(TOOL_WEIGHTS.values()))[0]
         messages += TOOL_TASKS[task](rng, "train", offers).messages
     return Conversation(messages, [one.definition for one in offers])

@@ -61,7 +61,11 @@ CONVERT = ("Convert {n} {a} to {b}.", "How many {b} are {n} {a}?", "What is {n} 
            "How many {b} are in {n} {a}?", "{n} {a} to {b}", "Express {n} {a} in {b}.", "{n} {a} = ? {b}",
            "Change {n} {a} into {b}.", "{n} {a} into {b}", "What are {n} {a} in {b}?", "Turn {n} {a} into {b}.",
            "Express {n} {a} as {b}.", "How much are {n} {a} in {b}?", "Give me {n} {a} in {b}.",
-           "What is {n} {a} converted to {b}?", "Tell me how many {b} are {n} {a}.")  # fmt: skip
+           "What is {n} {a} converted to {b}?", "Tell me how many {b} are {n} {a}.",
+           "What is {n} {a} given in {b}?", "What is {n} {a} measured in {b}?", "How long or large is {n} {a} in {b}?",
+           "{n} {a} written in {b}?", "Say {n} {a} in {b}.", "I want {n} {a} in {b}.", "Let me have {n} {a} in {b}.",
+           "What do {n} {a} come to in {b}?", "Work out {n} {a} in {b}.", "Write {n} {a} in {b}.",
+           "Show {n} {a} as {b}.")  # fmt: skip
 CONVERT_HELD_OUT = ("How much is {n} {a} in {b}?", "Convert {n} {a} into {b}.", "What is {n} {a} expressed in {b}?",
                     "Give {n} {a} in {b}.")  # fmt: skip
 TIME_MAX = 12
@@ -240,7 +244,9 @@ SERIES = {
 }
 LISTING = ("List {s}.", "Name {s}.", "Write {s}.", "What are {s}?", "Tell me {s}.", "Which are {s}?", "Give {s}.",
            "List all of {s}.", "Write out {s}.", "Name all {s}.", "Show me {s}.", "Say {s}.", "I want {s}.",
-           "Write all {s}.", "Tell me all {s}.", "{s}?", "Give me a list of {s}.")  # fmt: skip
+           "Write all {s}.", "Tell me all {s}.", "{s}?", "Give me a list of {s}.", "Print {s}.", "Recite {s}.",
+           "I need {s}.", "Can I have {s}?", "Write me {s}.", "Put {s} in a list.", "Let me see {s}.",
+           "Please write {s} for me.", "Write here {s}.", "Write up {s}.")  # fmt: skip
 LISTING_HELD_OUT = ("Give me {s}.", "Write down {s}.", "List all {s}.")
 
 

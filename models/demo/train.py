@@ -26,7 +26,7 @@ from models.demo.model import Llama, Shape
 from models.demo.text import FOLDER, PAD, TURN_END, TURN_START, answer_spans, load_tokenizer, render, token_id
 from models.demo.tokenizer import known_words
 
-STEPS = 4500
+STEPS = 8000
 CONVERSATIONS_PER_STEP = 48
 STEPS_PER_POOL = 20
 MICRO_BATCH_TOKENS = 1536
@@ -34,7 +34,7 @@ WARMUP_STEPS = 50
 DECAY_SHARE = 0.4
 MUON_LEARNING_RATE = 0.02
 ADAM_LEARNING_RATE = 0.004
-AVERAGED_SHARE = 0.05
+EDGE_WEIGHT = 0.5
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,14 @@ class Batch:
 
 
 def loss_weights(tokens: list[int], header: list[int], turn_end: int) -> list[float]:
-    """Each answer counts as the square root of its length, so that long copies do not drown short sums."""
+    """Each answer counts as the square root of its length, so that long copies do not drown short sums.
+
+    Its first token decides what kind of answer it is and its last one that it ends: they count at least `EDGE_WEIGHT`.
+    """
     weights = [0.0] * len(tokens)
     for start, stop in answer_spans(tokens, header, turn_end):
         weights[start:stop] = [(stop - start) ** -0.5] * (stop - start)
+        weights[start] = weights[stop - 1] = max(weights[start], EDGE_WEIGHT)
     return weights
 
 
@@ -218,6 +222,7 @@ def new_state(seed: int) -> State:
 def train(state: State, seed: int, steps: int, path: Path, checkpoint_steps: int) -> None:
     """Run the remaining steps."""
     source = steps_of_batches(seed, state.step)
+    state.model.compile(dynamic=True)
     started, num_tokens, losses = time.monotonic(), 0, []
     while state.step < steps:
         batches = next(source)

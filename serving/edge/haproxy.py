@@ -39,10 +39,11 @@ class UnknownConfig(ValueError):
     """The config does not look like the one this module knows."""
 
 
-def harden(config: str, error_page: Path, public_host: str = "127.0.0.1") -> str:
+def harden(config: str, page: Path, sockets: Path, public_host: str = "127.0.0.1") -> str:
     """Ray's config with the gaps closed. Raises ``UnknownConfig`` when an edit does not apply.
 
     Ray itself is told to use loopback, so that its gateways listen there alone; ``public_host`` is where HAProxy does.
+    ``page`` is the error page, ``sockets`` the folder where this node's gateways listen.
     """
     if f"timeout http-request {HEADER_TIMEOUT_S}s" in config:
         return config
@@ -62,10 +63,22 @@ def harden(config: str, error_page: Path, public_host: str = "127.0.0.1") -> str
         config, count = re.subn(pattern, lambda match: f"{match[1]}{_bracketed(public_host)}:", config)
         if count != 1:
             raise UnknownConfig("no public listener in HAProxy's config")
-    config, count = re.subn(r"(?m)^    errorfile (50[234]) \S+$", rf"    errorfile \1 {error_page}", config)
+    config, count = re.subn(r"(?m)^    errorfile (50[234]) \S+$", rf"    errorfile \1 {page}", config)
     if count == 0:
         raise UnknownConfig("no errorfile lines in HAProxy's config")
-    return config
+    return re.sub(r"(?m)^    server (\S+) (127\.0\.0\.1):(\d+) check", lambda match: _by_socket(match, sockets), config)
+
+
+def socket_of(sockets: Path, server_name: str) -> Path:
+    """Where a gateway listens for the HAProxy of its node. Of the name that Ray gives it, the last part is unique."""
+    return sockets / f"{server_name.rpartition('-')[2]}.sock"
+
+
+def _by_socket(match: re.Match[str], sockets: Path) -> str:
+    """A gateway's line, with its socket if it has one; it is still checked on its port, where Ray drains it."""
+    name, host, port = match.groups()
+    path = socket_of(sockets, name)
+    return f"    server {name} unix@{path} check addr {host} port {port}" if path.is_socket() else match[0]
 
 
 def _bracketed(host: str) -> str:
@@ -85,12 +98,12 @@ def error_page() -> str:
     return "\r\n".join(head) + "\r\n\r\n" + ERROR_BODY
 
 
-def main(public_host: str, binary: str, arguments: list[str]) -> None:
+def main(public_host: str, sockets: str, binary: str, arguments: list[str]) -> None:
     if "-f" in arguments:
         path = Path(arguments[arguments.index("-f") + 1])
         page = path.with_name("unavailable.http")
         page.write_text(error_page(), newline="")
-        path.write_text(harden(path.read_text(), page, public_host))
+        path.write_text(harden(path.read_text(), page, Path(sockets), public_host))
     # Ray's proxy actor is the parent: without this an orphan would hold the port, and the actor's successor could
     # never bind it.
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -98,4 +111,4 @@ def main(public_host: str, binary: str, arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], sys.argv[3:])
+    main(sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4:])

@@ -14,6 +14,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serving.clock import SystemClock
 from serving.config import Config
+from serving.edge.local_socket import LocalSocket
 from serving.edge.middleware import EdgeMiddleware
 from serving.edge.side_door import close_side_door
 from serving.gateway.admin import AdminServer
@@ -73,6 +74,11 @@ class GatewayIngress:
             RequestLog(config.server.log_path),
         )
         EdgeMiddleware.gateway = self._gateway
+        self._local_socket = LocalSocket.beside_haproxy(
+            EdgeMiddleware(self._gateway), serve.get_replica_context().replica_id.unique_id
+        )
+        if self._local_socket is not None:
+            self._local_socket.start()
         self._membership = MembershipWatcher(self._directory, options.app_name, options.deployments)
         self._admin = AdminServer(config.server.admin_port, self._directory, self._status)
         self._admin.start()
@@ -137,6 +143,8 @@ class GatewayIngress:
     async def __del__(self) -> None:
         if not hasattr(self, "_tasks"):  # the constructor failed
             return
+        if self._local_socket is not None:
+            await self._local_socket.close()
         for task in self._tasks:
             task.cancel()
         self._membership.stop()

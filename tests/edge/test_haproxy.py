@@ -6,17 +6,20 @@ import socket
 import stat
 import time
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 
-from serving.edge.haproxy import ERROR_BODY, UnknownConfig, error_page, harden
+from serving.edge.haproxy import ERROR_BODY, UnknownConfig, error_page, harden, socket_of
+from serving.edge.local_socket import LocalSocket
+from serving.edge.middleware import EdgeMiddleware
 from serving.engine.scripted import Script, ScriptedEngine
 from tests.edge.conftest import Edge
 from tests.support.stack import CHAT, Stack, chat_bytes, start_stack, until
 from tests.support.wire import GUARD_S, Wire, get, post
 
-PAGE = Path("unavailable.http")
+PAGE, SOCKETS = Path("unavailable.http"), Path("edge")
 
 
 # ------------------------------------------------------------------------------------------------------------ the text
@@ -24,51 +27,60 @@ PAGE = Path("unavailable.http")
 
 def test_headers_get_a_deadline(edge: Edge) -> None:
     assert "timeout http-request" not in edge.rays_config
-    assert harden(edge.rays_config, PAGE).count("    timeout http-request 5s\n") == 1
+    assert harden(edge.rays_config, PAGE, SOCKETS).count("    timeout http-request 5s\n") == 1
 
 
 def test_the_admin_socket_is_for_its_owner_alone(edge: Edge) -> None:
-    hardened = harden(edge.rays_config, PAGE)
+    hardened = harden(edge.rays_config, PAGE, SOCKETS)
     assert "mode 666" in edge.rays_config
     assert "mode 666" not in hardened
     assert re.search(r"stats socket \S+ mode 600 level admin", hardened)
 
 
 def test_statistics_and_metrics_are_bound_to_loopback(edge: Edge) -> None:
-    binds = re.findall(r"bind (\S+)", harden(edge.rays_config, PAGE))
+    binds = re.findall(r"bind (\S+)", harden(edge.rays_config, PAGE, SOCKETS))
     assert sorted(binds) == sorted(f"127.0.0.1:{edge.ports[name]}" for name in ("frontend", "stats", "metrics"))
 
 
 @pytest.mark.parametrize(("host", "bind"), [("0.0.0.0", "0.0.0.0"), ("::1", "[::1]"), ("10.1.2.3", "10.1.2.3")])
 def test_the_public_listener_alone_goes_where_the_config_says(edge: Edge, host: str, bind: str) -> None:
-    binds = re.findall(r"bind (\S+):\d+", harden(edge.rays_config, PAGE, host))
+    binds = re.findall(r"bind (\S+):\d+", harden(edge.rays_config, PAGE, SOCKETS, host))
     assert sorted(binds) == sorted(["127.0.0.1", "127.0.0.1", bind])
 
 
 def test_rays_own_proxy_gets_no_request(edge: Edge) -> None:
-    hardened = harden(edge.rays_config, PAGE)
+    hardened = harden(edge.rays_config, PAGE, SOCKETS)
     assert "backup" in edge.rays_config
     assert "backup" not in hardened
     assert f"server gateway 127.0.0.1:{edge.ports['gateway']}" in hardened
 
 
+def test_a_gateway_of_this_node_is_reached_by_its_socket_and_checked_on_its_port(edge: Edge, tmp_path: Path) -> None:
+    port = edge.ports["gateway"]
+    assert f"    server gateway 127.0.0.1:{port} check " in harden(edge.rays_config, PAGE, tmp_path)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(socket_of(tmp_path, "gateway")))
+        hardened = harden(edge.rays_config, PAGE, tmp_path)
+    assert f"    server gateway unix@{tmp_path}/gateway.sock check addr 127.0.0.1 port {port} " in hardened
+
+
 def test_requests_are_not_spliced(edge: Edge) -> None:
     """HAProxy often does not notice then that a client has left while it waited for a whole answer."""
     assert "option splice-request" in edge.rays_config
-    assert "option splice-request" not in harden(edge.rays_config, PAGE)
-    assert "option abortonclose" in harden(edge.rays_config, PAGE)
+    assert "option splice-request" not in harden(edge.rays_config, PAGE, SOCKETS)
+    assert "option abortonclose" in harden(edge.rays_config, PAGE, SOCKETS)
 
 
 def test_hardening_twice_is_hardening_once(edge: Edge) -> None:
-    once = harden(edge.rays_config, PAGE)
-    assert harden(once, PAGE) == once
+    once = harden(edge.rays_config, PAGE, SOCKETS)
+    assert harden(once, PAGE, SOCKETS) == once
 
 
 @pytest.mark.parametrize("line", ["    mode http\n", "mode 666", "    bind :", "  bind \\*:", "    errorfile"])
 def test_a_config_that_is_not_rays_is_refused(edge: Edge, line: str) -> None:
     """When Ray writes another config than the one we know, an edge that does not start is better than an open one."""
     with pytest.raises(UnknownConfig):
-        harden(re.sub(line, "# gone ", edge.rays_config), PAGE)
+        harden(re.sub(line, "# gone ", edge.rays_config), PAGE, SOCKETS)
 
 
 def test_the_error_page_is_a_whole_response_in_our_shape() -> None:
@@ -83,19 +95,25 @@ def test_the_error_page_is_a_whole_response_in_our_shape() -> None:
 
 
 class Proxied:
-    """A stack behind a running HAProxy."""
+    """A stack behind a running HAProxy; ``local`` is the socket by which it is reached, if it is."""
 
-    def __init__(self, stack: Stack, edge: Edge, port: int) -> None:
-        self.stack, self.edge, self.port = stack, edge, port
+    def __init__(self, stack: Stack, edge: Edge, port: int, local: LocalSocket | None) -> None:
+        self.stack, self.edge, self.port, self.local = stack, edge, port, local
 
     async def wire(self) -> Wire:
         return await Wire.connect(self.port)
 
 
-@pytest.fixture
-async def proxied(tmp_path: Path, edge: Edge) -> AsyncIterator[Proxied]:
+@pytest.fixture(params=["unix", "tcp"])
+async def proxied(request: pytest.FixtureRequest, tmp_path: Path, edge: Edge) -> AsyncIterator[Proxied]:
+    """HAProxy reaching a gateway of its own node, and one of another."""
     engine = ScriptedEngine(Script(step_s=0.005))
-    async with start_stack(tmp_path, engine) as stack:
+    async with start_stack(tmp_path, engine) as stack, AsyncExitStack() as cleanup:
+        local = None
+        if request.param == "unix":
+            local = LocalSocket(EdgeMiddleware(stack.gateway), socket_of(edge.config_path.parent, "gateway"))
+            local.start()
+            cleanup.push_async_callback(local.close)
         config = edge.rays_config.replace(f"127.0.0.1:{edge.ports['gateway']}", f"127.0.0.1:{stack.port}")
         edge.config_path.write_text(config)
         process = await asyncio.create_subprocess_exec(
@@ -105,7 +123,7 @@ async def proxied(tmp_path: Path, edge: Edge) -> AsyncIterator[Proxied]:
         try:
             await until(lambda: process.returncode is not None or is_listening(edge.ports["frontend"]))
             assert process.returncode is None, "HAProxy refused the config"
-            yield Proxied(stack, edge, edge.ports["frontend"])
+            yield Proxied(stack, edge, edge.ports["frontend"], local)
         finally:
             if process.returncode is None:
                 process.kill()
@@ -179,6 +197,8 @@ async def test_the_running_listeners_are_on_loopback(proxied: Proxied) -> None:
 async def test_without_a_gateway_the_answer_is_our_503(proxied: Proxied) -> None:
     for server in proxied.stack._server.servers:
         server.close()
+    if proxied.local is not None:
+        await proxied.local.close()
     async with await proxied.wire() as wire:
         await wire.send(get("/v1/models"))
         answer = await wire.answer()

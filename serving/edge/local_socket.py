@@ -1,0 +1,61 @@
+"""A gateway's Unix socket, on which the HAProxy of its own node brings it requests.
+
+A chunk of an answer is a few hundred bytes: most of what it costs to hand it over is TCP, even on loopback. Ray Serve
+knows only TCP, so its port stays: for health checks, for draining, and for the HAProxies of other nodes.
+``serving/edge/haproxy.py`` points HAProxy here.
+"""
+
+import asyncio
+import os
+import socket
+from pathlib import Path
+
+import uvicorn
+
+from serving.edge.haproxy import socket_of
+from serving.protocol.asgi import AsgiApp
+
+#: HAProxy keeps an unused connection for at most ten seconds; who closes first must not be us.
+KEEP_ALIVE_S = 60
+CLOSE_TIMEOUT_S = 5.0
+
+
+class LocalSocket:
+    """An HTTP server over ``app`` on a Unix socket that only this user may open."""
+
+    def __init__(self, app: AsgiApp, path: Path) -> None:
+        self._path = path
+        self._server = uvicorn.Server(
+            uvicorn.Config(
+                app,  # type: ignore[arg-type]  # the same protocol in other words
+                lifespan="off",
+                timeout_keep_alive=KEEP_ALIVE_S,
+                proxy_headers=False,
+                access_log=False,
+                log_level=None,
+                log_config=None,
+            )
+        )
+        self._task: asyncio.Task[None] | None = None
+
+    @classmethod
+    def beside_haproxy(cls, app: AsgiApp, server_name: str) -> "LocalSocket | None":
+        """The socket that this node's HAProxy looks for, or None where no HAProxy of ours runs."""
+        config = os.environ.get("RAY_SERVE_HAPROXY_CONFIG_FILE_LOC")
+        return cls(app, socket_of(Path(config).parent, server_name)) if config else None
+
+    def start(self) -> None:
+        """Open the socket; requests are answered from the next turn of the running event loop on."""
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._path.unlink(missing_ok=True)
+        listener.bind(str(self._path))
+        self._path.chmod(0o600)
+        self._task = asyncio.create_task(self._server.serve([listener]))
+
+    async def close(self) -> None:
+        """Take no more requests and let those under way end, for at most ``CLOSE_TIMEOUT_S``."""
+        self._path.unlink(missing_ok=True)
+        if self._task is not None:
+            self._server.should_exit = True
+            await asyncio.wait([self._task], timeout=CLOSE_TIMEOUT_S)
+            self._task.cancel()
