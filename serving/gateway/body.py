@@ -11,7 +11,9 @@ Headers = list[tuple[bytes, bytes]]
 
 def check_headers(headers: Headers, max_headers: int, max_header_bytes: int) -> None:
     """Raises HeadersTooLarge."""
-    size = sum(len(name) + len(value) for name, value in headers)
+    size = 0
+    for name, value in headers:
+        size += len(name) + len(value)
     if len(headers) > max_headers or size > max_header_bytes:
         raise HeadersTooLarge(
             f"the request has {len(headers)} headers of {size} bytes; at most {max_headers} of {max_header_bytes} bytes"
@@ -20,7 +22,10 @@ def check_headers(headers: Headers, max_headers: int, max_header_bytes: int) -> 
 
 def header(headers: Headers, name: bytes) -> bytes | None:
     """The first value of a header, names in lower case as ASGI gives them."""
-    return next((value for key, value in headers if key == name), None)
+    for key, value in headers:
+        if key == name:
+            return value
+    return None
 
 
 def check_media(headers: Headers, max_bytes: int) -> None:

@@ -297,6 +297,10 @@ class ReplicaLink:
         return self._streams
 
 
+_BODY = int(Kind.BODY)
+"""An enum's member is looked up through its metaclass, and this one is asked for per chunk."""
+
+
 class _LinkProtocol(asyncio.Protocol):
     """Bytes in, frames to the link. BODY is looked at first: it is nearly all there is."""
 
@@ -314,7 +318,7 @@ class _LinkProtocol(asyncio.Protocol):
         streams = self._streams
         try:
             for kind, stream_id, payload in self._decoder.feed(data):
-                if kind == Kind.BODY:
+                if kind == _BODY:
                     stream = streams.get(stream_id)
                     if stream is not None:
                         stream.on_body(payload)
