@@ -90,9 +90,11 @@ def _pool_deployment(
         runtime_dir=str(site.runtime_dir),
         secret=site.secret,
         drain_s=config.server.shutdown_grace_s,
+        watchdog_s=pool.watchdog_s,
         version=_version(model, pool),
         log_level=config.server.log_level,
         log_path=str(config.server.log_path),
+        grammar_compile_s=config.limits.grammar_compile_s,
     )
     return serve.deployment(
         PoolReplica,

@@ -13,6 +13,7 @@
     │   ├── RateLimited, BudgetExhausted
     │   └── InternalError, Overloaded, EngineUnavailable, UpstreamTimeout
     └── ReplicaLost                the connection to a replica ended while a stream was open
+        └── ReplicaSilent          it is open, and nothing came over it in time
 
 ``ANSWERS`` is the only place that maps an exception to (status, type, code, retryable); the HTTP contract's status
 table is generated from it.
@@ -178,6 +179,10 @@ class UpstreamTimeout(ApiError):
 
 class ReplicaLost(BallastError):
     """The connection to a replica ended while a stream was open on it."""
+
+
+class ReplicaSilent(ReplicaLost):
+    """A replica sent nothing of an answer in time; another may."""
 
 
 ANSWERS: dict[type[ApiError], Answer] = {

@@ -60,7 +60,28 @@ class Limits(Section):
     max_schema_repeat: int = Field(
         default=1000, ge=1, le=100_000, description="Largest minItems, maxItems, minLength or maxLength of a schema."
     )
-    allow_regex: bool = Field(default=False, description="Take client-made regular expressions as output constraints.")
+    max_schema_repeats: int = Field(
+        default=4000,
+        ge=1,
+        le=1_000_000,
+        description="All string lengths and pattern repetitions of one JSON schema, added up.",
+    )
+    max_schema_optional: int = Field(
+        default=256,
+        ge=0,
+        le=10_000,
+        description="Optional properties of one object of a JSON schema; of several, the root of the sum of squares.",
+    )
+    grammar_compile_s: float = Field(
+        default=2.0,
+        gt=0,
+        le=60,
+        description="Seconds of processor time in which a request's schemas, patterns and grammars must compile.",
+    )
+    allow_regex: bool = Field(
+        default=False,
+        description="Take client-made regular expressions as output constraints, also inside a JSON schema.",
+    )
     allow_grammar: bool = Field(
         default=False, description="Take client-made grammars and structural tags as constraints."
     )
@@ -87,6 +108,15 @@ class Limits(Section):
     )
     inter_chunk_timeout_s: float = Field(
         default=60.0, gt=0, le=3600, description="Seconds between two chunks of a running answer."
+    )
+    retry_budget_ratio: float = Field(
+        default=0.2, ge=0, le=1, description="Streams moved to another replica, as a share of requests (10 s window)."
+    )
+    retry_budget_floor: int = Field(
+        default=256, ge=0, le=1_000_000, description="Streams that may be moved in 10 s however few requests there are."
+    )
+    quarantine_s: float = Field(
+        default=600.0, ge=0, le=86_400, description="Seconds that a request on which two engines died is refused."
     )
     max_request_s: float = Field(default=3600.0, gt=0, le=86_400, description="Seconds a request may take in all.")
 

@@ -11,6 +11,9 @@ DEFAULT_GPU_MEMORY_UTILIZATION = 0.9
 """vLLM's usual share: the rest is room for CUDA graphs, NCCL and fragmentation."""
 
 
+_WATCHDOG = "Seconds that one step of the engine may take; a replica that stands still longer is replaced."
+
+
 class Replicas(Section):
     """Bounds between which the autoscaler sizes a pool."""
 
@@ -44,6 +47,7 @@ class CpuPool(_Pool):
     """Replicas on CPU cores."""
 
     device: Literal["cpu"] = Field(description="cpu or cuda.")
+    watchdog_s: float = Field(default=60.0, ge=1, le=3600, description=_WATCHDOG)
     cpus_per_replica: float = Field(gt=0, le=1024, description="CPU cores of one replica; it runs that many threads.")
     engine: CpuEngine = Field(default=CpuEngine(), description="Engine settings.")
 
@@ -57,6 +61,7 @@ class CudaPool(_Pool):
     """Replicas on NVIDIA GPUs of one node."""
 
     device: Literal["cuda"] = Field(description="cpu or cuda.")
+    watchdog_s: float = Field(default=15.0, ge=1, le=3600, description=_WATCHDOG)
     gpus_per_replica: float = Field(
         gt=0, le=16, description="GPUs of one replica: a share below 1, or a whole number (tensor parallelism)."
     )

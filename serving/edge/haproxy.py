@@ -3,28 +3,84 @@ HAProxy.
 
 Ray Serve 2.60 has no setting for these (faults.md 5 and 6, security.md S4): a deadline for request headers (60 slow
 sockets lock everybody out), statistics and metrics bound to all interfaces, an admin socket that any local user may
-write, and error pages that turn a 503 into a plain-text 500. Ray reads the binary's path from
+write, and error pages in HTML or, in place of a 503, a plain-text 500. Ray reads the binary's path from
 ``RAY_SERVE_HAPROXY_BINARY_PATH``; this file runs with the standard library alone, once per start and reload.
 """
 
 import ctypes
+import json
 import os
 import re
 import signal
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 HEADER_TIMEOUT_S = 5
+BUFFER_BYTES = 65_536
+MAX_HEADERS = 1_100
 PR_SET_PDEATHSIG = 1
-ERROR_BODY = (
-    '{"error":{"message":"no gateway is available; try again","type":"service_unavailable_error","param":null,'
-    '"code":"server_is_overloaded"}}'
-)
+
+
+class ErrorPage(NamedTuple):
+    """What HAProxy answers itself, in our shape. ``type`` and ``code`` are those of ``serving.errors``, which cannot be
+    imported here; a test holds them in step.
+    """
+
+    status: int
+    reason: str
+    type: str
+    code: str | None
+    message: str
+    retry_after_s: int | None = None
+
+    @property
+    def body(self) -> str:
+        error = {"message": self.message, "type": self.type, "param": None, "code": self.code}
+        return json.dumps({"error": error}, separators=(",", ":"))
+
+    def response(self) -> str:
+        """A whole HTTP response, as HAProxy's ``errorfile`` wants it."""
+        head = [
+            f"HTTP/1.1 {self.status} {self.reason}",
+            "content-type: application/json",
+            f"content-length: {len(self.body)}",
+            "cache-control: no-store",
+            "connection: close",
+        ]
+        if self.retry_after_s is not None:
+            head.append(f"retry-after: {self.retry_after_s}")
+        return "\r\n".join(head) + "\r\n\r\n" + self.body
+
+
+_BAD = "invalid_request_error"
+_UNAVAILABLE = ErrorPage(
+    503, "Service Unavailable", "service_unavailable_error", "server_is_overloaded",
+    "no gateway is available; try again", retry_after_s=1,
+)  # fmt: skip
+#: By the status that HAProxy means. For what is not even a request HAProxy 2.8 keeps to words of its own: a 400 or 408
+#: made while it still reads headers (haproxy/haproxy#3032).
+PAGES = {
+    400: ErrorPage(400, "Bad Request", _BAD, None, "this is not a request of HTTP/1.1"),
+    403: ErrorPage(403, "Forbidden", "permission_error", None, "this request is not allowed"),
+    405: ErrorPage(405, "Method Not Allowed", _BAD, "method_not_allowed", "no such method here"),
+    408: ErrorPage(
+        408, "Request Timeout", "timeout", "request_timeout", f"the headers did not arrive within {HEADER_TIMEOUT_S} s"
+    ),
+    413: ErrorPage(413, "Content Too Large", _BAD, "body_too_large", "the body is too large"),
+    429: ErrorPage(429, "Too Many Requests", "rate_limit_error", "rate_limit_exceeded", "too many requests"),
+    500: ErrorPage(500, "Internal Server Error", "server_error", "internal_error", "the proxy failed"),
+    502: _UNAVAILABLE,
+    503: _UNAVAILABLE,
+    504: _UNAVAILABLE,
+}
 
 #: (what Ray writes, what we write instead, how often it must occur). A pattern that is missing means that Ray
 #: changed: better not to start than to start open.
 _EDITS = (
     (r"(?m)^defaults\n    mode http$", f"defaults\n    mode http\n    timeout http-request {HEADER_TIMEOUT_S}s"),
+    # Room for all the headers that a gateway may be told to take, and more: too many are its 431, in our shape.
+    (r"(?m)^    tune\.bufsize \d+$", f"    tune.bufsize {BUFFER_BYTES}\n    tune.http.maxhdr {MAX_HEADERS}"),
     (r"stats socket (\S+) mode 666 level admin", r"stats socket \1 mode 600 level admin"),
     (r"(?m)^    bind :(\d+)$", r"    bind 127.0.0.1:\1"),
     (r"(?m)^  bind \*:(\d+)$", r"  bind 127.0.0.1:\1"),
@@ -39,11 +95,11 @@ class UnknownConfig(ValueError):
     """The config does not look like the one this module knows."""
 
 
-def harden(config: str, page: Path, sockets: Path, public_host: str = "127.0.0.1") -> str:
+def harden(config: str, pages: Path, sockets: Path, public_host: str = "127.0.0.1") -> str:
     """Ray's config with the gaps closed. Raises ``UnknownConfig`` when an edit does not apply.
 
     Ray itself is told to use loopback, so that its gateways listen there alone; ``public_host`` is where HAProxy does.
-    ``page`` is the error page, ``sockets`` the folder where this node's gateways listen.
+    ``pages`` is the folder of the error pages, ``sockets`` the one where this node's gateways listen.
     """
     if f"timeout http-request {HEADER_TIMEOUT_S}s" in config:
         return config
@@ -63,7 +119,7 @@ def harden(config: str, page: Path, sockets: Path, public_host: str = "127.0.0.1
         config, count = re.subn(pattern, lambda match: f"{match[1]}{_bracketed(public_host)}:", config)
         if count != 1:
             raise UnknownConfig("no public listener in HAProxy's config")
-    config, count = re.subn(r"(?m)^    errorfile (50[234]) \S+$", rf"    errorfile \1 {page}", config)
+    config, count = re.subn(r"(?m)(?:^    errorfile \d+ \S+\n)+", lambda _: _errorfiles(pages), config)
     if count == 0:
         raise UnknownConfig("no errorfile lines in HAProxy's config")
     return re.sub(r"(?m)^    server (\S+) (127\.0\.0\.1):(\d+) check", lambda match: _by_socket(match, sockets), config)
@@ -85,25 +141,20 @@ def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def error_page() -> str:
-    """A whole HTTP response, as HAProxy's ``errorfile`` wants it: our shape, and when to come back."""
-    head = (
-        "HTTP/1.1 503 Service Unavailable",
-        "content-type: application/json",
-        f"content-length: {len(ERROR_BODY)}",
-        "cache-control: no-store",
-        "retry-after: 1",
-        "connection: close",
-    )
-    return "\r\n".join(head) + "\r\n\r\n" + ERROR_BODY
+def _errorfiles(pages: Path) -> str:
+    return "".join(f"    errorfile {status} {_page_path(pages, status)}\n" for status in PAGES)
+
+
+def _page_path(pages: Path, status: int) -> Path:
+    return pages / f"error-{status}.http"
 
 
 def main(public_host: str, sockets: str, binary: str, arguments: list[str]) -> None:
     if "-f" in arguments:
         path = Path(arguments[arguments.index("-f") + 1])
-        page = path.with_name("unavailable.http")
-        page.write_text(error_page(), newline="")
-        path.write_text(harden(path.read_text(), page, Path(sockets), public_host))
+        for status, page in PAGES.items():
+            _page_path(path.parent, status).write_text(page.response(), newline="")
+        path.write_text(harden(path.read_text(), path.parent, Path(sockets), public_host))
     # Ray's proxy actor is the parent: without this an orphan would hold the port, and the actor's successor could
     # never bind it.
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -27,7 +27,7 @@ class LocalSocket:
         self._path = path
         self._server = uvicorn.Server(
             uvicorn.Config(
-                app,  # type: ignore[arg-type]  # the same protocol in other words
+                app,
                 lifespan="off",
                 timeout_keep_alive=KEEP_ALIVE_S,
                 proxy_headers=False,

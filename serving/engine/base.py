@@ -5,7 +5,7 @@ An engine is an ASGI app that speaks the OpenAI API, plus a few numbers about it
 """
 
 import contextvars
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from serving.protocol.asgi import AsgiApp
@@ -14,19 +14,31 @@ from serving.protocol.frames import Usage
 
 @dataclass(slots=True)
 class RequestContext:
-    """What a replica knows of the request that an engine's app is serving: the model name asked for and a token meter.
+    """What a replica knows of the request that an engine's app is serving: the model name asked for, whether the body
+    constrains its answer by a schema or the like, and a token meter.
 
     The engine adds to the meter while tokens are made, so that a request is counted whether it ends, fails or is
     dropped.
     """
 
     model_name: str = ""
+    is_constrained: bool = False
     prompt_tokens: int = 0
     cached_tokens: int = 0
     output_tokens: int = 0
     finish_reason: str | None = None
     num_generating: int = 0
     """Answers that the engine has not let go of yet; only then is the meter's reading final."""
+    created: int = 0
+    """What the answer says of its time, in Unix seconds; 0: let the engine look."""
+    resume: tuple[int, ...] = ()
+    """Tokens of the answer that another replica has sent already: the engine goes on after them, counts them as its
+    own, and does not send them again."""
+    continuable: bool = False
+    """Whether another replica could go on from the tokens so far. Asked for by the gateway; an engine that serves this
+    request in a way in which it cannot be sets it to False before its answer begins."""
+    unsent_ids: list[int] = field(default_factory=list)
+    """Tokens made and not yet sent, when ``continuable``. The engine adds, the replica takes."""
 
     @property
     def usage(self) -> Usage:
@@ -46,13 +58,15 @@ current_request: contextvars.ContextVar[RequestContext] = contextvars.ContextVar
 @dataclass(frozen=True, slots=True)
 class EngineLoad:
     """A reading of the engine's gauges. ``iterations`` and ``generated_tokens`` only grow; a standstill of the first
-    while ``running`` is positive is a hang (vLLM's own ``/health`` cannot see one)."""
+    while ``unfinished`` is positive is a hang (vLLM's own ``/health`` cannot see one)."""
 
     running: int = 0
     waiting: int = 0
     kv_cache_usage: float = 0.0
     generated_tokens: int = 0
     iterations: int = 0
+    unfinished: int = 0
+    """Requests handed to the engine that it has not finished, whether it has looked at them or not."""
 
 
 class Engine(Protocol):

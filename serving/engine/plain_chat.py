@@ -22,6 +22,8 @@ from vllm.entrypoints.serve.engine.protocol import UsageInfo
 from vllm.entrypoints.serve.utils.api_utils import should_include_usage
 from vllm.outputs import CompletionOutput, RequestOutput
 
+from serving.engine.base import RequestContext, current_request
+
 _OBJECT = "chat.completion.chunk"
 _TAIL = b'},"logprobs":null,"finish_reason":null,"token_ids":null}]}\n\n'
 
@@ -43,9 +45,11 @@ class PlainChatServing(OpenAIServingChat):
         **others: Any,
     ) -> AsyncGenerator[str | bytes, None]:
         """The events of one answer, in vLLM's signature (its ``serving.py`` calls this)."""
+        context = current_request.get(None) or RequestContext()
         if self._is_plain(request):
-            stream = _PlainStream(self, request, request_id, model_name)
+            stream = _PlainStream(self, request, request_id, model_name, context)
             return stream.events(result_generator, request_metadata)
+        context.continuable = False
         events: AsyncGenerator[str | bytes, None] = super().chat_completion_stream_generator(
             request, result_generator, request_id, model_name, conversation, tokenizer, request_metadata, **others
         )
@@ -75,14 +79,20 @@ class _PlainStream:
     """One plain answer."""
 
     def __init__(
-        self, serving: PlainChatServing, request: ChatCompletionRequest, request_id: str, model_name: str
+        self,
+        serving: PlainChatServing,
+        request: ChatCompletionRequest,
+        request_id: str,
+        model_name: str,
+        context: RequestContext,
     ) -> None:
+        self._context = context
         self._serving = serving
         self._request = request
         self._envelope: dict[str, Any] = {
             "id": request_id,
             "object": _OBJECT,
-            "created": int(time.time()),
+            "created": context.created or int(time.time()),
             "model": model_name,
         }
         self._includes_usage, _ = should_include_usage(request.stream_options, serving.enable_force_include_usage)
@@ -98,7 +108,7 @@ class _PlainStream:
         dumps, num_tokens = orjson.dumps, 0
         last: RequestOutput | None = None
         async for result in results:
-            if last is None:
+            if last is None and not self._context.resume:
                 yield self._first_event()
             last = result
             for output in result.outputs:

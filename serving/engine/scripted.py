@@ -68,7 +68,8 @@ class ScriptedEngine:
 
     def load(self) -> EngineLoad:
         usage = min(1.0, self._running / self._script.max_num_seqs)
-        return EngineLoad(self._running, self._waiting, usage, self._generated, self._iterations)
+        unfinished = self._running + self._waiting
+        return EngineLoad(self._running, self._waiting, usage, self._generated, self._iterations, unfinished)
 
     async def stop(self) -> None:
         self._dead.set()
@@ -111,7 +112,7 @@ class ScriptedEngine:
         envelope = {
             "id": "scripted",
             "object": "chat.completion" if is_chat else "text_completion",
-            "created": int(time.time()),
+            "created": request.created or int(time.time()),
             "model": request.model_name or body["model"],
         }
         if not body.get("stream"):
@@ -129,7 +130,12 @@ class ScriptedEngine:
         await _start(send, 200, b"text/event-stream; charset=utf-8")
         if is_chat:
             envelope["object"] = "chat.completion.chunk"
+        is_role_due = is_chat and not request.resume
         async for word in self._words(prompt, num_tokens, request):
+            if is_role_due:
+                is_role_due = False
+                role = {"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
+                await _send_body(send, sse.event(envelope | {"choices": [role]}))
             delta = {"index": 0, "delta": {"content": word}} if is_chat else {"index": 0, "text": word}
             await _send_body(send, sse.event(envelope | {"choices": [delta | {"finish_reason": None}]}))
         last = {"index": 0, "delta": {}} if is_chat else {"index": 0, "text": ""}
@@ -147,13 +153,16 @@ class ScriptedEngine:
         try:
             if "!stall" in prompt:
                 await asyncio.Event().wait()
-            for index in range(num_tokens):
+            request.output_tokens += len(request.resume)
+            for index in range(len(request.resume), num_tokens):
                 await asyncio.sleep(script.step_s if index else script.prefill_s)
                 if index == script.break_after_tokens:
                     self._strike(prompt)
                 self._iterations += 1
                 self._generated += 1
                 request.output_tokens += 1
+                if request.continuable:
+                    request.unsent_ids.append(index)
                 yield f"w{index} "
             request.finish_reason = "length"
         finally:

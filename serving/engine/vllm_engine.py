@@ -7,8 +7,8 @@ model name echoed is the one asked for.
 """
 
 import argparse
-from collections.abc import AsyncGenerator, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fastapi import FastAPI
@@ -20,20 +20,24 @@ from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed
 from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
 from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 from vllm.lora.request import LoRARequest
-from vllm.outputs import PoolingRequestOutput, RequestOutput
-from vllm.sampling_params import RequestOutputKind
 from vllm.usage.usage_lib import UsageContext
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.utils.gc_utils import freeze_gc_heap
-from vllm.v1.engine.async_llm import AsyncLLM
-from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.metrics.loggers import StatLoggerBase
 from vllm.v1.metrics.stats import IterationStats, MultiModalCacheStats, SchedulerStats
 
-from serving.engine.base import EngineLoad, RequestContext, current_request
+from serving.config.limits import Limits
+from serving.engine.base import EngineLoad, current_request
+from serving.engine.grammar_check import CheckedApp, GrammarCheck
+from serving.engine.metered_llm import MeteredAsyncLLM
 from serving.engine.plain_chat import PlainChatServing
+from serving.engine.sandbox import Sandbox
+from serving.engine.vllm_grammars import TARGET, settings_of
 from serving.protocol.asgi import AsgiApp
 from serving.replica.options import ReplicaOptions
+
+#: For engines that are started without a config: its default.
+GRAMMAR_CPU_S: float = Limits().grammar_compile_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +45,13 @@ class VllmOptions:
     """What one replica's engine is started with.
 
     ``served_names`` is the model's name and its aliases; ``args`` are fields of vLLM's ``AsyncEngineArgs`` and of its
-    server arguments, already validated by the config.
+    server arguments, already validated by the config; ``grammar_cpu_s`` bounds the making of one grammar.
     """
 
     model: str
     served_names: tuple[str, ...]
     args: Mapping[str, Any] = field(default_factory=dict)
+    grammar_cpu_s: float = GRAMMAR_CPU_S
 
     def as_namespace(self) -> argparse.Namespace:
         """vLLM's own defaults with ours over them. Raises ``ValueError`` for an argument vLLM does not have."""
@@ -69,13 +74,14 @@ class VllmEngine:
     def __init__(self, options: VllmOptions) -> None:
         self._options = options
         self._gauges = _Gauges()
-        self._llm: _MeteredAsyncLLM | None = None
-        self._app: FastAPI | None = None
+        self._llm: MeteredAsyncLLM | None = None
+        self._app: AsgiApp | None = None
+        self._sandbox: Sandbox | None = None
 
     async def start(self) -> None:
         namespace = self._options.as_namespace()
         config = AsyncEngineArgs.from_cli_args(namespace).create_engine_config(UsageContext.OPENAI_API_SERVER)
-        llm = _MeteredAsyncLLM.from_vllm_config(
+        llm = MeteredAsyncLLM.from_vllm_config(
             vllm_config=config,
             usage_context=UsageContext.OPENAI_API_SERVER,
             stat_loggers=[self._gauges.as_logger_factory()],
@@ -85,8 +91,19 @@ class VllmEngine:
         _echo_requested_name(app.state.openai_serving_models)
         if type(app.state.openai_serving_chat) is OpenAIServingChat:
             app.state.openai_serving_chat.__class__ = PlainChatServing
-        self._app = app
+        self._app = self._checked(app, llm, config) if config.model_config.runner_type == "generate" else app
         freeze_gc_heap()
+
+    def _checked(self, app: FastAPI, llm: MeteredAsyncLLM, config: VllmConfig) -> AsgiApp:
+        """``app`` behind the check of constraints. The check's process loads in the background: an engine is ready
+        before it.
+        """
+        cpu_s = self._options.grammar_cpu_s
+        self._sandbox = Sandbox(TARGET, settings_of(config, llm.tokenizer), cpu_s)
+        self._sandbox.start()
+        check = GrammarCheck(self._sandbox, cpu_s)
+        llm.check_grammars_with(check)
+        return CheckedApp(app, check)
 
     async def stock_app(self) -> FastAPI:
         """vLLM's app over this engine, as vLLM itself would serve it."""
@@ -112,16 +129,20 @@ class VllmEngine:
         return int(self._llm.model_config.max_model_len)
 
     def load(self) -> EngineLoad:
-        return self._gauges.load
+        unfinished = self._llm.output_processor.get_num_unfinished_requests() if self._llm is not None else 0
+        return replace(self._gauges.load, unfinished=unfinished)
 
     async def stop(self) -> None:
+        if self._sandbox is not None:
+            await self._sandbox.stop()
+            self._sandbox = None
         if self._llm is not None:
             self._llm.shutdown()
             self._llm = None
 
 
 def build(options: ReplicaOptions) -> VllmEngine:
-    return VllmEngine(VllmOptions(options.source, options.served_names, options.engine_args))
+    return VllmEngine(VllmOptions(options.source, options.served_names, options.engine_args, options.grammar_compile_s))
 
 
 def _echo_requested_name(models: OpenAIServingModels) -> None:
@@ -133,66 +154,6 @@ def _echo_requested_name(models: OpenAIServingModels) -> None:
         return requested.model_name if requested and requested.model_name else own_name(lora_request)
 
     models.model_name = model_name
-
-
-_WHOLE = RequestOutputKind.FINAL_ONLY
-
-
-class _MeteredAsyncLLM(AsyncLLM):
-    """``AsyncLLM`` that counts every request's tokens into the caller's context, finished or dropped.
-
-    vLLM's serving layer asks for deltas when it streams and for one final output when it does not, so adding is right
-    for both.
-    """
-
-    was_stopped = False
-    """The engine's process has begun to end."""
-
-    async def generate(self, *args: Any, **kwargs: Any) -> AsyncGenerator[RequestOutput, None]:
-        request = current_request.get(None) or RequestContext()
-        is_first = True
-        request.num_generating += 1
-        try:
-            async for output in super().generate(*args, **kwargs):
-                if is_first:
-                    is_first = False
-                    request.prompt_tokens += len(output.prompt_token_ids or ())
-                    request.cached_tokens += output.num_cached_tokens or 0
-                for choice in output.outputs:
-                    request.output_tokens += len(choice.token_ids)
-                    if choice.finish_reason == "abort":
-                        # Nobody here asked for it: the engine's process was told to end, and cuts what it was writing.
-                        self.was_stopped = True
-                        raise EngineDeadError
-                    if choice.finish_reason is not None:
-                        request.finish_reason = choice.finish_reason
-                yield output
-        finally:
-            request.num_generating -= 1
-
-    async def abort(self, request_id: str | Iterable[str], internal: bool = False) -> None:
-        """Called by ``generate`` for what is dropped. An answer that was to come whole has told nothing until then."""
-        request = current_request.get(None)
-        if request is not None and isinstance(request_id, str):
-            unfinished = [state for state in self._states_of(request_id) if state.output_kind is _WHOLE]
-            request.prompt_tokens += unfinished[0].prompt_len if unfinished else 0
-            request.output_tokens += sum(state.detokenizer.num_output_tokens() for state in unfinished)
-        await super().abort(request_id, internal)
-
-    def _states_of(self, request_id: str) -> list[Any]:
-        """vLLM's records of a request, or of the ``n`` that it was split into."""
-        processor = self.output_processor
-        parent = processor.parent_requests.get(request_id)
-        names = parent.child_requests if parent is not None else (request_id,)
-        return [processor.request_states[name] for name in names if name in processor.request_states]
-
-    async def encode(self, *args: Any, **kwargs: Any) -> AsyncGenerator[PoolingRequestOutput, None]:
-        request = current_request.get(None) or RequestContext()
-        async for output in super().encode(*args, **kwargs):
-            if output.finished:
-                request.prompt_tokens += len(output.prompt_token_ids)
-                request.finish_reason = "stop"
-            yield output
 
 
 class _Gauges:

@@ -96,7 +96,10 @@ async def replica_metrics(replicas: Iterable[Replica]) -> bytes:
 
 
 async def _fetch_metrics(replica: Replica) -> bytes:
-    head: OpenHead = {"method": "GET", "path": "/metrics", "request_id": "metrics", "model": ""}
+    head: OpenHead = {
+        "method": "GET", "path": "/metrics", "request_id": "metrics", "model": "",
+        "created": 0, "continuable": False, "resume": [],
+    }  # fmt: skip
     stream: ReplicaStream | None = None
     try:
         stream = replica.link.open(head, b"", buffer_bytes=2**22)

@@ -113,6 +113,11 @@ class Authenticator:
             salt = self._salts[identity.tenant] = hmac.digest(secret, identity.tenant.encode(), "sha256").hex()
         return salt
 
+    def fingerprint(self, identity: Identity, request: bytes) -> bytes:
+        """What a tenant's request is recognised by without being kept."""
+        secret = keys.derive_secret(self._store.pepper, "request-fingerprint")
+        return hmac.digest(secret, identity.tenant.encode() + b"\0" + request, "sha256")
+
     def take_last_used(self) -> dict[str, float]:
         """Key ids and when each was last used, since the last call. For ``KeyStore.touch``, in a thread of its own."""
         taken, self._last_used = self._last_used, {}

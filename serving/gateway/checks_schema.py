@@ -17,11 +17,6 @@ from serving.gateway import refusal
 if TYPE_CHECKING:
     from serving.config.limits import Limits
 
-#: Compile time grows with the square of an object's optional properties: this many in one, or 64 in each of 16, ...
-MAX_OPTIONAL_PROPERTIES = 256
-#: All string lengths and pattern repetitions of a schema may add up to this many times ``limits.max_schema_repeat``.
-REPEATS_PER_SCHEMA = 4
-
 _MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 _LISTS = ("allOf", "anyOf", "oneOf", "prefixItems")
 _SINGLES = (
@@ -155,11 +150,12 @@ class _Walk:
             raise refusal.invalid(f"{path}.required", "expected an array of strings")
         if type(properties) is dict:
             self.num_optional_squared += len(properties.keys() - set(required)) ** 2
-            if self.num_optional_squared > MAX_OPTIONAL_PROPERTIES**2:
+            # Compile time grows with the square of an object's optional properties: 256 in one, as 64 in each of 16.
+            if self.num_optional_squared > self.limits.max_schema_optional**2:
                 raise refusal.invalid(self.path, "the schema has too many optional properties; list them in 'required'")
 
     def count_repeats(self, node: dict[str, object], path: str) -> None:
-        most = self.limits.max_schema_repeat
+        most, most_together = self.limits.max_schema_repeat, self.limits.max_schema_repeats
         for keyword in (name for name in node if name in _BOUNDS):
             bound, at = node[keyword], f"{path}.{keyword}"
             if type(bound) is not int or bound < 0:
@@ -167,15 +163,16 @@ class _Walk:
             if bound > most:
                 raise refusal.too_large(at, bound, most)
             self.num_repeats += bound if keyword in _STRING_BOUNDS else 0
-        patterns = [node["pattern"]] if "pattern" in node else []
+        patterns: list[tuple[str, object]] = [("pattern", node["pattern"])] if "pattern" in node else []
         named = node.get("patternProperties")
-        patterns += named if type(named) is dict else []
-        for pattern in patterns:
-            self.num_repeats += self.pattern_repeats(pattern, f"{path}.pattern")
-        if self.num_repeats > REPEATS_PER_SCHEMA * most:
-            raise refusal.invalid(
-                self.path, f"the string lengths in the schema add up to more than {REPEATS_PER_SCHEMA * most}"
-            )
+        patterns += [("patternProperties", pattern) for pattern in named] if type(named) is dict else []
+        for keyword, pattern in patterns:
+            if not self.limits.allow_regex:
+                reason = "this server takes no regular expressions (limits.allow_regex is off)"
+                raise refusal.unsupported(f"{path}.{keyword}", reason)
+            self.num_repeats += self.pattern_repeats(pattern, f"{path}.{keyword}")
+        if self.num_repeats > most_together:
+            raise refusal.invalid(self.path, f"the string lengths in the schema add up to more than {most_together}")
 
     def pattern_repeats(self, pattern: object, path: str) -> int:
         """How often the pattern's counted repetitions may multiply: ``(a{3}){5}`` is 15."""

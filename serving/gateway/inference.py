@@ -1,30 +1,22 @@
 """The way of an inference request: read, check, choose a replica, relay the answer."""
 
-import asyncio
-import logging
-import random
 import time
 
 from serving.config import Config
-from serving.errors import EngineUnavailable, Overloaded, ReplicaLost
+from serving.errors import Overloaded
 from serving.gateway.auth import Authenticator, Identity
 from serving.gateway.body import Headers, check_media, read_body
 from serving.gateway.catalog import Catalog, check_task
+from serving.gateway.dispatch import RETRY_AFTER_S, Dispatch, Dispatcher
 from serving.gateway.endpoint import Endpoint
-from serving.gateway.exchange import ClientGone, Exchange
-from serving.gateway.json_body import parse, serialise
-from serving.gateway.relay import Relay, Timing, disconnect
+from serving.gateway.exchange import Exchange
+from serving.gateway.json_body import canonical, parse
+from serving.gateway.relay import Relay, Timing
 from serving.gateway.validate import RequestContext, ValidRequest, validate
 from serving.protocol.asgi import Receive, Send
-from serving.protocol.frames import OpenHead
 from serving.router.directory import Directory
-from serving.router.link import ReplicaStream
-from serving.router.policy import choose
-
-logger = logging.getLogger("ballast.gateway")
 
 TICK_S = 0.5
-RETRY_AFTER_S = 1.0
 
 
 class Inference:
@@ -33,9 +25,8 @@ class Inference:
     def __init__(self, config: Config, catalog: Catalog, directory: Directory, authenticator: Authenticator) -> None:
         self._limits = config.limits
         self._catalog = catalog
-        self._directory = directory
+        self._dispatcher = Dispatcher(directory, config.limits)
         self._authenticator = authenticator
-        self._rng = random.Random()
         self._relays: set[Relay] = set()
         self.num_in_flight = 0
         self._timing = Timing(
@@ -59,9 +50,10 @@ class Inference:
             exchange.is_body_read = True
             request = self._check(exchange, endpoint, identity, body)
             exchange.accepted_s = time.monotonic()
-            stream = await self._open_stream(exchange, endpoint, request, receive)
+            dispatch = self._dispatch(exchange, endpoint, request, identity, body, receive)
+            stream = await dispatch.open()
             exchange.sent_s = time.monotonic()
-            await self._relay(Relay(exchange, stream, receive, send, self._timing))
+            await self._relay(Relay(exchange, dispatch, stream, receive, send, self._timing))
         finally:
             self.num_in_flight -= 1
 
@@ -89,47 +81,19 @@ class Inference:
         exchange.is_stream = request.stream
         return request
 
-    async def _open_stream(
-        self, exchange: Exchange, endpoint: Endpoint, request: ValidRequest, receive: Receive
-    ) -> ReplicaStream:
-        """A stream on the replica of choice; waits for one to become ready up to ``limits.queue_timeout_s``."""
-        body = serialise(request.body)
-        head: OpenHead = {
-            "method": "POST",
-            "path": endpoint.value,
-            "request_id": exchange.request_id,
-            "model": request.model,
-        }
-        deadline_s = time.monotonic() + self._limits.queue_timeout_s
-        while True:
-            replica = choose(self._directory.replicas(exchange.model), self._rng)
-            if replica is not None:
-                address = replica.address
-                exchange.pool, exchange.replica, exchange.version = address.pool, address.replica, address.version
-                try:
-                    return replica.link.open(head, body, self._limits.stream_buffer_bytes)
-                except ReplicaLost:
-                    logger.info(
-                        "request %s: replica %s went away, choosing again", exchange.request_id, address.replica
-                    )
-                    continue
-            if not await self._replicas_changed(deadline_s - time.monotonic(), receive):
-                raise EngineUnavailable(f"no replica of '{exchange.model}' is ready", retry_after_s=RETRY_AFTER_S)
+    def _dispatch(
+        self,
+        exchange: Exchange,
+        endpoint: Endpoint,
+        request: ValidRequest,
+        identity: Identity,
+        body: bytes,
+        receive: Receive,
+    ) -> Dispatch:
+        def fingerprint() -> bytes:
+            return self._authenticator.fingerprint(identity, endpoint.value.encode() + canonical(body))
 
-    async def _replicas_changed(self, timeout_s: float, receive: Receive) -> bool:
-        """Wait for another state of the replicas; False after ``timeout_s``. Raises ClientGone when the client leaves
-        meanwhile.
-        """
-        change = asyncio.create_task(self._directory.changed(timeout_s))
-        gone = asyncio.create_task(disconnect(receive))
-        try:
-            await asyncio.wait({change, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if gone.done():
-                raise ClientGone("the client left while waiting for a replica")
-            return change.result()
-        finally:
-            change.cancel()
-            gone.cancel()
+        return Dispatch(self._dispatcher, exchange, endpoint, request, fingerprint, receive)
 
     async def _relay(self, relay: Relay) -> None:
         self._relays.add(relay)

@@ -99,6 +99,7 @@ class GatewayIngress:
             await asyncio.sleep(due_s - loop.time())
             metrics.LOOP_LAG.observe(max(0.0, loop.time() - due_s))
             self._inference.tick(time.monotonic())
+            self._directory.tick(loop.time())
             self._authenticator.refresh(self._clock.now_s())
             replicas = self._directory.all()
             self._gateway.is_ready = any(replica.is_ready for replica in replicas)

@@ -52,6 +52,11 @@ def serialise(body: dict[str, object]) -> bytes:
     return orjson.dumps(body)
 
 
+def canonical(data: bytes) -> bytes:
+    """One text for all ways to write the same JSON. ``data`` has passed ``parse``."""
+    return orjson.dumps(orjson.loads(data), option=orjson.OPT_SORT_KEYS)
+
+
 def outside_strings(data: bytes) -> bytes:
     """What of a JSON text lies outside its strings (of a broken one: up to where it breaks)."""
     return b"".join(_unescaped(data).split(b'"')[::2])

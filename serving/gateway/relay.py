@@ -2,6 +2,9 @@
 
 What is read: the status line, an error answer (a few hundred bytes, put into our shape), nothing else. Tokens are
 counted where they are made and arrive with the stream's end.
+
+When a replica is lost, the request goes to another one: from its beginning while the client has nothing of the answer,
+from the tokens so far where the replica named them, else the answer ends with an error.
 """
 
 import asyncio
@@ -19,8 +22,10 @@ from serving.errors import (
     InternalError,
     ModelNotFound,
     ReplicaLost,
+    ReplicaSilent,
     UpstreamTimeout,
 )
+from serving.gateway.dispatch import Dispatch, disconnect
 from serving.gateway.exchange import ClientGone, Exchange
 from serving.protocol import sse
 from serving.protocol.asgi import Receive, Send
@@ -48,12 +53,21 @@ class Timing:
 
 
 class Relay:
-    """Carries one stream. ``run`` does the carrying; ``tick`` is called about twice a second for what depends on
-    time.
+    """Carries one answer. ``run`` does the carrying; ``tick`` is called about twice a second for what depends on
+    time. ``stream`` is the first that ``dispatch`` opened.
     """
 
-    def __init__(self, exchange: Exchange, stream: ReplicaStream, receive: Receive, send: Send, timing: Timing) -> None:
+    def __init__(
+        self,
+        exchange: Exchange,
+        dispatch: Dispatch,
+        stream: ReplicaStream,
+        receive: Receive,
+        send: Send,
+        timing: Timing,
+    ) -> None:
         self._exchange = exchange
+        self._dispatch = dispatch
         self._stream = stream
         self._receive = receive
         self._send = send
@@ -62,27 +76,62 @@ class Relay:
         self._content_type = b""
         self._idle_since_s = self._kept_alive_s = time.monotonic()
         self._blocked_since_s: float | None = None
+        self._is_continuable = False
+        self._sent_ids: list[int] = []
         self._keep_alive_task: asyncio.Task[None] | None = None
         self._watcher: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
         """Relay until the answer ends. Raises ``ApiError`` only while nothing has been sent."""
+        ended_by: Exception | None = None
         try:
-            head = await self._stream.head()
-            self._content_type = head["content_type"].encode("latin-1", "replace")
-            if head["status"] != 200:
-                raise await self._upstream_error(head)
-            if head["content_type"].startswith("text/event-stream"):
-                await self._relay_events()
-            else:
-                await self._relay_whole()
+            while not await self._is_relayed():
+                pass
         except (ReplicaLost, StreamFailed, ApiError) as error:
-            await self._end_with(as_api_error(error, self._exchange))
+            ended_by = error
+            await self._end_with(error)
+        except BaseException as error:
+            ended_by = ClientGone(str(error))
+            raise
         finally:
+            self._dispatch.settle(ended_by)
             for task in (self._keep_alive_task, self._watcher):
                 if task is not None:
                     task.cancel()
             self._exchange.usage = await self._stream.finish(FINISH_TIMEOUT_S)
+
+    async def _is_relayed(self) -> bool:
+        """Relay what the stream brings; False when it broke and another has taken its place."""
+        try:
+            await self._relay()
+        except (ReplicaLost, StreamFailed) as error:
+            await self._move(error)
+            return False
+        return True
+
+    async def _relay(self) -> None:
+        head = await self._stream.head()
+        self._content_type = head["content_type"].encode("latin-1", "replace")
+        if head["status"] != 200:
+            raise await self._upstream_error(head)
+        if head["content_type"].startswith("text/event-stream"):
+            self._is_continuable = head["continuable"]
+            await self._relay_events()
+        else:
+            await self._relay_whole()
+
+    async def _move(self, error: ReplicaLost | StreamFailed) -> None:
+        """Take another stream in place of one that broke. Raises ``error`` when there is none to be had."""
+        stream, resume = self._stream, None
+        if self._exchange.first_byte_s is not None:
+            self._sent_ids += stream.token_ids
+            if not (self._is_continuable and self._sent_ids):
+                raise error
+            resume = self._sent_ids
+        self._dispatch.settle(error)
+        self._stream = await self._dispatch.again(error, resume)
+        await stream.finish(FINISH_TIMEOUT_S)
+        self._idle_since_s = time.monotonic()
 
     async def _relay_events(self) -> None:
         """The first chunk, and those that a client is slow to take, pass through here; the others through ``_push``."""
@@ -153,9 +202,12 @@ class Relay:
         headers.append((b"cache-control", b"no-store") if length is None else (b"content-length", str(length).encode()))
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
 
-    async def _end_with(self, error: ApiError) -> None:
+    async def _end_with(self, reason: ReplicaLost | StreamFailed | ApiError) -> None:
         """An error frame when the answer has begun, else the error itself for the caller to answer with."""
         exchange = self._exchange
+        error = as_api_error(reason, exchange)
+        if isinstance(error, EngineUnavailable):
+            metrics.LOST.labels(exchange.model).inc()
         if not exchange.is_response_started:
             raise error
         exchange.error_code = error.code
@@ -190,7 +242,7 @@ class Relay:
             return
         limit_s = timing.first_byte_timeout_s if exchange.first_byte_s is None else timing.inter_chunk_timeout_s
         if now_s - self._idle_since_s > limit_s:
-            self._stream.interrupt(UpstreamTimeout(f"the model sent nothing for {limit_s:g} s"))
+            self._stream.interrupt(ReplicaSilent(f"the model sent nothing for {limit_s:g} s"))
         elif self._is_event_stream and now_s - max(self._kept_alive_s, self._idle_since_s) >= timing.keep_alive_s:
             self._kept_alive_s = now_s
             self._keep_alive_task = asyncio.create_task(self._keep_alive())
@@ -204,18 +256,14 @@ class Relay:
         await self._send({"type": "http.response.body", "body": sse.KEEP_ALIVE, "more_body": True})
 
 
-async def disconnect(receive: Receive) -> None:
-    """Returns when the client has closed its connection."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
 def as_api_error(error: Exception, exchange: Exchange) -> ApiError:
     """What a client is told when its stream broke; the reason stays in our log."""
     if isinstance(error, ApiError):
         return error
     logger.warning("request %s broke: %s", exchange.request_id, error, extra={"replica": exchange.replica})
-    if isinstance(error, StreamFailed) and not error.failure["engine_dead"]:
+    if isinstance(error, ReplicaSilent):
+        return UpstreamTimeout(str(error))
+    if isinstance(error, StreamFailed) and error.failure["cause"] == "request":
         return InternalError(error.failure["message"])
     return EngineUnavailable(
         "the replica that served this request is gone; the answer is incomplete", retry_after_s=RETRY_AFTER_LOST_S

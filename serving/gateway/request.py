@@ -26,6 +26,7 @@ class ValidRequest:
     ``body`` is the client's with our values over it, ready to be written; ``model`` is the name as asked.
     ``num_choices`` counts the answers to all prompts; ``max_output_tokens`` bounds each, None: only the context does.
     ``continuable``: if the replica dies, another can go on from the tokens so far, and the client could not tell.
+    ``is_constrained``: the engine makes a grammar of something in it, which the replica tries in a sandbox first.
     ``ignored`` names the fields that were dropped.
     """
 
@@ -36,14 +37,19 @@ class ValidRequest:
     max_output_tokens: int | None
     num_choices: int
     continuable: bool
+    is_constrained: bool
     ignored: tuple[str, ...]
 
 
 @dataclass(slots=True)
 class Draft:
-    """A request while it is checked: ``asked`` as it came, ``sent`` as it will go on."""
+    """A request while it is checked: ``asked`` as it came, ``sent`` as it will go on.
+
+    ``compiles_tools``: the engine makes a grammar of a tool's schema.
+    """
 
     asked: dict[str, object]
     sent: dict[str, object]
     limits: "Limits"
     context: RequestContext
+    compiles_tools: bool = False

@@ -174,9 +174,13 @@ class ToolsAgree:
         self, tools: list[dict[str, object]], draft: Draft, wanted: str | None, *, is_forced: bool
     ) -> None:
         num_bytes = 0
+        # Where one tool is strict, vLLM makes one grammar of all that do not say that they are not.
+        is_strict = any(self._members(tool).get("strict") is True for tool in tools)
         for index, tool in enumerate(tools):
             members = self._members(tool)
-            if self.schema in members and (is_forced or members["name"] == wanted or members.get("strict") is True):
+            is_compiled = is_forced or members["name"] == wanted or (is_strict and members.get("strict") is not False)
+            if is_compiled and self.schema in members:
+                draft.compiles_tools = True
                 path = f"tools[{index}].{self.nested}.{self.schema}" if self.nested else f"tools[{index}].{self.schema}"
                 _COMPILED(members[self.schema], path, draft.limits)
                 num_bytes += len(orjson.dumps(members[self.schema]))

@@ -24,6 +24,9 @@ _NOT_CONTINUABLE = (
     "frequency_penalty", "presence_penalty", "repetition_penalty", "repetition_detection", "return_token_ids",
     "return_tokens_as_token_ids", "truncate_prompt_tokens",
 )  # fmt: skip
+#: Where the engine is told what to make a grammar of; a plain value among them costs the replica a look.
+_CONSTRAINTS = ("response_format", "structured_outputs", "text", "output_config")
+_GENERATING = (Endpoint.CHAT, Endpoint.COMPLETIONS, Endpoint.RESPONSES, Endpoint.MESSAGES)
 #: Names that clients send from habit, and what to send instead.
 _HINTS = {
     "extra_body": "send the members of extra_body beside the other fields",
@@ -89,6 +92,7 @@ def _request(endpoint: Endpoint, draft: Draft, ignored: tuple[str, ...]) -> Vali
         body=sent,
         max_output_tokens=_max_output_tokens(draft),
         num_choices=num_choices,
+        is_constrained=endpoint in _GENERATING and (draft.compiles_tools or any(map(sent.get, _CONSTRAINTS))),
         continuable=endpoint in _CONTINUABLE and num_choices == 1 and _is_continuable(sent),
         ignored=ignored,
     )

@@ -8,28 +8,31 @@ A frame is a 9-byte header and a payload::
 
 Numbers are big-endian. Who may send what:
 
-    replica → gateway   CHALLENGE (0)  ACCEPTED (0)  LOAD (0)  HEAD  BODY  END  FAIL
+    replica → gateway   CHALLENGE (0)  ACCEPTED (0)  LOAD (0)  HEAD  BODY  PIECE  END  FAIL
     gateway → replica   PROOF (0)      OPEN  CANCEL  PAUSE  RESUME
 
 A connection begins with CHALLENGE (``Challenge``: a nonce), PROOF (HMAC-SHA256 of the nonce under the cluster's
 secret) and ACCEPTED. After that the gateway opens streams with ids of its own choosing; a stream ends with exactly
-one END or FAIL. Writers collect the frames of one event-loop turn and flush them as one write: under load that is one
-system call per engine step instead of one per stream (measured: design notes, "Why one multiplexed connection").
+one END or FAIL. PIECE is BODY with the ids of the tokens that it is made of (``piece``), so that another replica can
+go on where this one ends. Writers collect the frames of one event-loop turn and flush them as one write: under load
+that is one system call per engine step instead of one per stream (measured: design notes, "Why one multiplexed
+connection").
 """
 
 import enum
 import hmac
 import struct
 from collections.abc import Iterator
-from typing import TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 import orjson
 
 HEADER = struct.Struct("!IIB")
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 #: Larger than any request body the gateway lets through; a longer frame is a broken or hostile peer.
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 PROOF_BYTES = 32
+_ONE_TOKEN = struct.Struct("<HI")
 
 
 class Kind(enum.IntEnum):
@@ -47,6 +50,7 @@ class Kind(enum.IntEnum):
     BODY = 21
     END = 22
     FAIL = 23
+    PIECE = 24
 
 
 class Challenge(TypedDict):
@@ -58,19 +62,29 @@ class Challenge(TypedDict):
 
 
 class OpenHead(TypedDict):
-    """Head of an OPEN frame; the request body follows it verbatim."""
+    """Head of an OPEN frame; the request body follows it verbatim.
+
+    ``created`` is what the answer says of its time (Unix seconds), the same on every replica that works on it. With
+    ``continuable`` the replica sends PIECEs if it can; ``resume`` holds the tokens that an earlier replica has sent,
+    and the answer goes on after them. ``is_constrained``: the engine will make a grammar of something in the body.
+    """
 
     method: str
     path: str
     request_id: str
     model: str
+    created: int
+    continuable: bool
+    resume: list[int]
+    is_constrained: NotRequired[bool]
 
 
 class ResponseHead(TypedDict):
-    """HEAD frame: status line and the one header the gateway forwards."""
+    """HEAD frame: status line, the one header the gateway forwards, and whether another replica could go on."""
 
     status: int
     content_type: str
+    continuable: bool
 
 
 class Usage(TypedDict):
@@ -82,11 +96,15 @@ class Usage(TypedDict):
     finish_reason: str | None
 
 
+Cause = Literal["engine_dead", "draining", "request"]
+
+
 class Failure(TypedDict):
-    """FAIL frame: the stream could not finish. ``message`` is safe to show to a client."""
+    """FAIL frame: the stream could not finish. ``message`` is safe to show to a client; ``cause`` says whether the same
+    request may be well elsewhere."""
 
     message: str
-    engine_dead: bool
+    cause: Cause
     usage: Usage
 
 
@@ -114,6 +132,24 @@ def encode(kind: int, stream: int, payload: bytes = b"") -> bytes:
 
 def encode_json(kind: int, stream: int, value: object) -> bytes:
     return encode(kind, stream, orjson.dumps(value))
+
+
+def piece(stream: int, token_ids: list[int], body: bytes) -> bytes:
+    """A PIECE frame: a u16 count, so many u32 token ids (both little-endian), and the bytes of the answer."""
+    count = len(token_ids)
+    if count == 1:
+        return HEADER.pack(6 + len(body), stream, Kind.PIECE) + _ONE_TOKEN.pack(1, token_ids[0]) + body
+    return encode(Kind.PIECE, stream, struct.pack(f"<H{count}I", count, *token_ids) + body)
+
+
+def cut_piece(payload: bytes) -> tuple[bytes, bytes]:
+    """The ids of a PIECE, as bytes for ``token_ids``, and its part of the answer."""
+    end = 2 + 4 * (payload[0] | payload[1] << 8)
+    return payload[2:end], payload[end:]
+
+
+def token_ids(packed: bytes | bytearray) -> list[int]:
+    return list(struct.unpack(f"<{len(packed) // 4}I", packed))
 
 
 def encode_open(stream: int, head: OpenHead, body: bytes) -> bytes:

@@ -16,6 +16,7 @@ from serving.protocol.membership import ReplicaAddress
 from serving.replica import progress
 from serving.replica.options import ReplicaOptions
 from serving.replica.server import ReplicaServer
+from serving.replica.watchdog import Watchdog
 from serving.telemetry.logs import configure_logs
 
 logger = logging.getLogger("ballast.replica")
@@ -43,7 +44,7 @@ class PoolReplica:
         progress.write_step("ready")
         self._server = ReplicaServer(self._engine, self._name, options.secret)
         self._address = await self._listen()
-        self._watch = asyncio.create_task(self._die_with_engine())
+        self._watch = asyncio.create_task(self._watch_engine())
         logger.info("replica %s of %s/%s is ready", self._name, options.model, options.pool)
 
     async def _listen(self) -> str:
@@ -83,15 +84,28 @@ class PoolReplica:
         if hasattr(self, "_engine"):
             await self._engine.stop()
 
-    async def _die_with_engine(self) -> None:
-        while not self._engine.dead or self._is_stopping:  # noqa: ASYNC110 - vLLM says it in a flag, not an event
+    async def _watch_engine(self) -> None:
+        """End the process with its engine: when that is dead, and when it hangs."""
+        watchdog, loop = Watchdog(self._options.watchdog_s), asyncio.get_running_loop()
+        while True:
             await asyncio.sleep(WATCH_INTERVAL_S)
-        logger.error("the engine of replica %s died; the replica ends with it", self._name)
-        await self._server.drain(DEATH_GRACE_S)
-        await self._server.close()
-        await self._engine.stop()
-        sys.stderr.flush()
-        os._exit(1)
+            if self._engine.dead and not self._is_stopping:
+                logger.error("the engine of replica %s died; the replica ends with it", self._name)
+                await self._server.drain(DEATH_GRACE_S)
+                await self._server.close()
+                await self._engine.stop()
+                _exit()
+            if watchdog.is_hung(self._engine.load(), loop.time()):
+                logger.error(
+                    "the engine of replica %s took no step for %g s; the replica ends", self._name, watchdog.limit_s
+                )
+                await self._server.abandon("the engine hangs")
+                _exit()  # the kernel kills the engine's processes with it; asking them to end would hang too
+
+
+def _exit() -> None:
+    sys.stderr.flush()
+    os._exit(1)
 
 
 _ENGINES = {"vllm": "serving.engine.vllm_engine:build", "scripted": "serving.engine.scripted:build"}

@@ -20,7 +20,9 @@ class ReplicaOptions:
         runtime_dir: folder for Unix sockets, owner-only.
         secret: the cluster's shared secret.
         drain_s: seconds that open streams get to finish when the replica stops.
+        watchdog_s: seconds that one step of the engine may take.
         version: short hash of everything above that changes answers; clients see it.
+        grammar_compile_s: seconds of processor time in which a client's constraint must become a grammar.
         listen_host: address for gateways on other nodes; None when all run on one.
     """
 
@@ -32,8 +34,10 @@ class ReplicaOptions:
     runtime_dir: str
     secret: bytes
     drain_s: float
+    watchdog_s: float
     version: str
     log_level: str
     log_path: str
+    grammar_compile_s: float
     engine_args: Mapping[str, Any] = field(default_factory=dict)
     listen_host: str | None = None

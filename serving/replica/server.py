@@ -21,14 +21,17 @@ from serving.protocol.frames import (
     MAX_FRAME_BYTES,
     PROOF_BYTES,
     PROTOCOL_VERSION,
+    Cause,
     Decoder,
     FrameError,
     Kind,
     Load,
     OpenHead,
+    ResponseHead,
     decode_open,
     encode,
     encode_json,
+    piece,
     prove,
 )
 
@@ -89,8 +92,16 @@ class ReplicaServer:
         self._report_load()
         await self._streams_ended(budget_s)
         for connection in list(self._connections):
-            connection.fail_all("the replica is shutting down")
+            connection.fail_all("the replica is shutting down", "engine_dead" if self.engine.dead else "draining")
         await self._streams_ended(FAIL_GRACE_S)
+
+    async def abandon(self, message: str) -> None:
+        """Fail every stream now: the engine will never finish them. Then close."""
+        self.draining = True
+        for connection in list(self._connections):
+            connection.fail_all(message, "engine_dead")
+        await self._streams_ended(FAIL_GRACE_S)
+        await self.close()
 
     async def _streams_ended(self, timeout_s: float) -> None:
         loop = asyncio.get_running_loop()
@@ -244,9 +255,9 @@ class _GatewayConnection(asyncio.Protocol):
     def resume_writing(self) -> None:
         self.writable.set()
 
-    def fail_all(self, message: str) -> None:
+    def fail_all(self, message: str, cause: Cause) -> None:
         for stream in list(self.streams.values()):
-            stream.fail(message)
+            stream.fail(message, cause)
 
     def close(self) -> None:
         self._flush()
@@ -265,10 +276,19 @@ class _Stream:
         self._is_body_read = False
         self._is_dropped = False
         self._failure: str | None = None
+        self._cause: Cause = "request"
+        # A chat's first event is its role, made of no token; with ``resume`` it has been sent before.
+        self._is_role_due = head["path"] == "/v1/chat/completions" and not head["resume"]
         self._disconnected = asyncio.Event()
         self.may_send = asyncio.Event()
         self.may_send.set()
-        self._request = RequestContext(model_name=head["model"])
+        self._request = RequestContext(
+            model_name=head["model"],
+            is_constrained=head.get("is_constrained", False),
+            created=head["created"],
+            resume=tuple(head["resume"]),
+            continuable=head["continuable"],
+        )
         self._task = asyncio.create_task(self._run())
 
     def cancel(self) -> None:
@@ -277,9 +297,9 @@ class _Stream:
         self._disconnected.set()
         self.may_send.set()
 
-    def fail(self, message: str) -> None:
+    def fail(self, message: str, cause: Cause) -> None:
         """End the stream with an error now, and drop the request."""
-        self._failure = self._failure or message
+        self._failure, self._cause = self._failure or message, cause
         self._task.cancel()
 
     async def _run(self) -> None:
@@ -310,7 +330,8 @@ class _Stream:
         if self._failure is None or self._is_dropped:
             connection.send(encode_json(Kind.END, self._id, usage))
         else:
-            failure = {"message": self._failure, "engine_dead": connection.engine.dead, "usage": usage}
+            cause = "engine_dead" if connection.engine.dead else self._cause
+            failure = {"message": self._failure, "cause": cause, "usage": usage}
             connection.send(encode_json(Kind.FAIL, self._id, failure))
 
     def _scope(self) -> dict[str, object]:
@@ -353,14 +374,31 @@ class _Stream:
             if body.startswith(ENGINE_ERROR_EVENTS):
                 self._failure = error_event_message(body)
             elif body:
-                self._connection.send(encode(Kind.BODY, self._id, body))
+                self._connection.send(self._body_frame(body))
             if not self.may_send.is_set():
                 await self.may_send.wait()
             if not self._connection.writable.is_set():
                 await self._connection.writable.wait()
+        elif message["status"] >= 500 and self._connection.engine.dead:
+            self._failure = "the engine died"
         elif message["type"] == "http.response.start":
-            head = {"status": message["status"], "content_type": _content_type(message.get("headers", ()))}
+            head: ResponseHead = {
+                "status": message["status"],
+                "content_type": _content_type(message.get("headers", ())),
+                "continuable": self._request.continuable,
+            }
             self._connection.send(encode_json(Kind.HEAD, self._id, head))
+
+    def _body_frame(self, body: bytes) -> bytes:
+        """``body`` with the tokens that it is made of: those made since the last piece of the answer was sent."""
+        unsent = self._request.unsent_ids
+        if self._is_role_due:
+            self._is_role_due = False
+        elif unsent and self._request.continuable:
+            frame = piece(self._id, unsent, body)
+            unsent.clear()
+            return frame
+        return encode(Kind.BODY, self._id, body)
 
 
 def error_event_message(event: bytes) -> str:

@@ -7,13 +7,17 @@ health come from the replicas themselves over their connections. No request wait
 import asyncio
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from serving.protocol.frames import Load
 from serving.protocol.membership import ReplicaAddress
+from serving.router.breaker import Breaker
 from serving.router.link import ReplicaLink
 
 logger = logging.getLogger("ballast.router")
+
+#: A replica whose load report is that old gets no new request; one that is silent for so long is lost.
+SILENT_S, LOST_S = 3.0, 15.0
 
 
 @dataclass(slots=True)
@@ -24,11 +28,16 @@ class Replica:
     link: ReplicaLink
     load: Load | None = None
     load_at_s: float = 0.0
+    breaker: Breaker = field(default_factory=Breaker)
+    is_silent: bool = False
+    has_dead_engine: bool = False
+    """It has said so; its process ends in a moment."""
 
     @property
     def is_ready(self) -> bool:
-        """Connected, accepted, and not draining."""
-        return self.link.is_open and not (self.load and self.load["draining"])
+        """Connected, accepted, heard of lately, alive, and not draining."""
+        is_leaving = self.has_dead_engine or (self.load is not None and self.load["draining"])
+        return self.link.is_open and not self.is_silent and not is_leaving
 
     @property
     def pending(self) -> int:
@@ -67,6 +76,19 @@ class Directory:
                 self._replicas[name] = self._connect(address)
         self._announce()
 
+    def tick(self, now_s: float) -> None:
+        """Call about twice a second, with the event loop's time: a replica reports four times a second, and one that
+        does not is left out, then let go of with all its streams.
+        """
+        for replica in self._replicas.values():
+            silence_s = now_s - replica.load_at_s if replica.link.is_open else 0.0
+            was_silent, replica.is_silent = replica.is_silent, silence_s > SILENT_S
+            if silence_s > LOST_S:
+                logger.warning("replica %s has said nothing for %.0f s", replica.address.replica, silence_s)
+                replica.link.abort()
+            if replica.is_silent != was_silent:
+                self._announce()
+
     async def changed(self, timeout_s: float) -> bool:
         """Wait until membership, readiness or load may have changed; False after ``timeout_s``."""
         try:
@@ -85,6 +107,7 @@ class Directory:
 
         def on_load(load: Load) -> None:
             replica.load = load
+            replica.is_silent = False
             replica.load_at_s = asyncio.get_running_loop().time()
             self._announce()
 

@@ -20,9 +20,11 @@ from serving.protocol.frames import (
     OpenHead,
     ResponseHead,
     Usage,
+    cut_piece,
     encode,
     encode_open,
     prove,
+    token_ids,
 )
 
 logger = logging.getLogger("ballast.router")
@@ -49,8 +51,8 @@ class ReplicaStream:
     """
 
     __slots__ = (
-        "_buffer_bytes", "_buffered_bytes", "_chunks", "_error", "_is_ended", "_is_paused", "_link", "_waiter",
-        "id", "response", "sink", "usage",
+        "_buffer_bytes", "_buffered_bytes", "_chunks", "_error", "_is_ended", "_is_paused", "_link", "_packed_ids",
+        "_waiter", "id", "response", "sink", "usage",
     )  # fmt: skip
 
     def __init__(self, link: "ReplicaLink", stream_id: int, buffer_bytes: int) -> None:
@@ -59,6 +61,7 @@ class ReplicaStream:
         self._buffer_bytes = buffer_bytes
         self._buffered_bytes = 0
         self._chunks: list[bytes] = []
+        self._packed_ids = bytearray()
         self._waiter: asyncio.Future[None] | None = None
         self._error: Exception | None = None
         self._is_ended = False
@@ -115,6 +118,16 @@ class ReplicaStream:
     @property
     def has_unread(self) -> bool:
         return bool(self._chunks)
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The tokens that what has arrived is made of, if the replica names them."""
+        return token_ids(self._packed_ids)
+
+    def on_piece(self, payload: bytes) -> None:
+        packed, body = cut_piece(payload)
+        self._packed_ids += packed
+        self.on_body(body)
 
     def on_body(self, payload: bytes) -> None:
         if self.sink is not None:
@@ -217,6 +230,11 @@ class ReplicaLink:
         if not self._streams:
             self.close()
 
+    def abort(self) -> None:
+        """Give up the connection as it is: its streams are lost; a new one is tried."""
+        if self._transport is not None:
+            self._transport.abort()
+
     def close(self) -> None:
         self._is_retired = True
         if self._keeper is not None:
@@ -297,12 +315,12 @@ class ReplicaLink:
         return self._streams
 
 
-_BODY = int(Kind.BODY)
-"""An enum's member is looked up through its metaclass, and this one is asked for per chunk."""
+_BODY, _PIECE = int(Kind.BODY), int(Kind.PIECE)
+"""An enum's member is looked up through its metaclass, and these are asked for per chunk."""
 
 
 class _LinkProtocol(asyncio.Protocol):
-    """Bytes in, frames to the link. BODY is looked at first: it is nearly all there is."""
+    """Bytes in, frames to the link. PIECE and BODY are looked at first: they are nearly all there is."""
 
     def __init__(self, link: ReplicaLink) -> None:
         self._link = link
@@ -318,7 +336,11 @@ class _LinkProtocol(asyncio.Protocol):
         streams = self._streams
         try:
             for kind, stream_id, payload in self._decoder.feed(data):
-                if kind == _BODY:
+                if kind == _PIECE:
+                    stream = streams.get(stream_id)
+                    if stream is not None:
+                        stream.on_piece(payload)
+                elif kind == _BODY:
                     stream = streams.get(stream_id)
                     if stream is not None:
                         stream.on_body(payload)

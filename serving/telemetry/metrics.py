@@ -45,6 +45,17 @@ REPLICAS = Gauge(
 STREAMS_BROKEN = Counter(
     "ballast_streams_broken", "Streams ended by an error frame after their first byte.", ["model", "pool"]
 )
+LOST = Counter(
+    "ballast_requests_lost",
+    "Accepted requests that ended in an error because replicas were lost: what failing over could not save.",
+    ["model"],
+)
+FAILOVERS = Counter(
+    "ballast_failovers",
+    "Streams moved to another replica: restarted before, continued after the first byte.",
+    ["model", "kind"],
+)
+QUARANTINED = Counter("ballast_requests_quarantined", "Requests refused because engines died on them.", ["model"])
 LOOP_LAG = Histogram(
     "ballast_gateway_loop_lag_seconds", "How late the gateway's event loop runs.", buckets=ITL_BUCKETS_S
 )

@@ -13,7 +13,7 @@ import pytest_asyncio
 from tests.e2e.server import Server, running_server
 
 #: What starts servers of its own comes first, so that no two run at once; what breaks the shared one comes last.
-_ORDER = {"test_lifecycle.py": 0, "test_failures.py": 2}
+_ORDER = {"test_lifecycle.py": 0, "test_failover.py": 0, "test_failures.py": 2}
 CLIENT_TIMEOUT_S = 60.0
 
 

@@ -12,4 +12,6 @@ def build(options: ReplicaOptions) -> RawServedEngine:
     """Each replica takes another port, so that its successor need not wait for it; the newest is on file."""
     port = free_port()
     (Path(options.runtime_dir) / "raw_port").write_text(str(port))
-    return RawServedEngine(VllmOptions(options.source, options.served_names, options.engine_args), port)
+    return RawServedEngine(
+        VllmOptions(options.source, options.served_names, options.engine_args, options.grammar_compile_s), port
+    )

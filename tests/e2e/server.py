@@ -31,6 +31,8 @@ STOP_TIMEOUT_S = 60.0
 POLL_S = 0.02
 NUM_BATCHED_TOKENS = 256
 """Tokens per engine step: small, so that a prompt of moderate length is prefilled in several chunks."""
+GRAMMAR_COMPILE_S = 0.25
+"""Ordinary schemas take a hundredth of it; one that takes longer is quickly found within the other caps."""
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -127,23 +129,28 @@ class Metrics:
         return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
 
 
-def config_of(state_dir: Path) -> Config:
-    """``ballast.yaml`` with ports, state and a chunk size of its own.
+def config_of(state_dir: Path, **pool_fields: object) -> Config:
+    """``ballast.yaml`` with ports, state and a chunk size of its own, and these fields of its pool.
 
     Without torch.compile, whose first run would be most of the suite's time; what is tested here does not depend on it.
     """
     data = yaml.safe_load((ROOT / "ballast.yaml").read_text())
     data["server"] |= {"port": free_port(), "admin_port": free_port(), "state_dir": str(state_dir)}
     data["server"] |= {"shutdown_grace_s": 5.0}
+    data["limits"] = {**data.get("limits", {}), "grammar_compile_s": GRAMMAR_COMPILE_S}
     pool = data["models"][0]["pools"][0]
+    pool |= pool_fields
     pool["engine"] |= {"enforce_eager": True, "max_num_batched_tokens": NUM_BATCHED_TOKENS}
     return parse_config(yaml.safe_dump(data), ROOT)
 
 
 @contextmanager
-def running_server(runtime_dir: Path, state_dir: Path) -> Iterator[Server]:
-    """A server that is ready. Raises AssertionError when, stopped, it leaves a process or its runtime folder behind."""
-    config = config_of(state_dir)
+def running_server(runtime_dir: Path, state_dir: Path, **pool_fields: object) -> Iterator[Server]:
+    """A server that is ready, with these fields of its pool.
+
+    Raises AssertionError when, stopped, it leaves a process or its runtime folder behind.
+    """
+    config = config_of(state_dir, **pool_fields)
     with KeyStore.open(state_dir) as store:
         minted, _ = store.create(NewKey("e2e"), os.urandom, time.time())
         outsider, _ = store.create(NewKey("outsider", models=("another-model",)), os.urandom, time.time())

@@ -1,6 +1,7 @@
 """HAProxy as Ray Serve starts it: the gaps of Ray's config are closed, in the text and in the running program."""
 
 import asyncio
+import json
 import re
 import socket
 import stat
@@ -11,15 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from serving.edge.haproxy import ERROR_BODY, UnknownConfig, error_page, harden, socket_of
+from serving.edge.haproxy import PAGES, UnknownConfig, harden, socket_of
 from serving.edge.local_socket import LocalSocket
 from serving.edge.middleware import EdgeMiddleware
 from serving.engine.scripted import Script, ScriptedEngine
+from serving.errors import ANSWERS
 from tests.edge.conftest import Edge
 from tests.support.stack import CHAT, Stack, chat_bytes, start_stack, until
 from tests.support.wire import GUARD_S, Wire, get, post
 
-PAGE, SOCKETS = Path("unavailable.http"), Path("edge")
+FOLDER, SOCKETS = Path("pages"), Path("edge")
 
 
 # ------------------------------------------------------------------------------------------------------------ the text
@@ -27,29 +29,29 @@ PAGE, SOCKETS = Path("unavailable.http"), Path("edge")
 
 def test_headers_get_a_deadline(edge: Edge) -> None:
     assert "timeout http-request" not in edge.rays_config
-    assert harden(edge.rays_config, PAGE, SOCKETS).count("    timeout http-request 5s\n") == 1
+    assert harden(edge.rays_config, FOLDER, SOCKETS).count("    timeout http-request 5s\n") == 1
 
 
 def test_the_admin_socket_is_for_its_owner_alone(edge: Edge) -> None:
-    hardened = harden(edge.rays_config, PAGE, SOCKETS)
+    hardened = harden(edge.rays_config, FOLDER, SOCKETS)
     assert "mode 666" in edge.rays_config
     assert "mode 666" not in hardened
     assert re.search(r"stats socket \S+ mode 600 level admin", hardened)
 
 
 def test_statistics_and_metrics_are_bound_to_loopback(edge: Edge) -> None:
-    binds = re.findall(r"bind (\S+)", harden(edge.rays_config, PAGE, SOCKETS))
+    binds = re.findall(r"bind (\S+)", harden(edge.rays_config, FOLDER, SOCKETS))
     assert sorted(binds) == sorted(f"127.0.0.1:{edge.ports[name]}" for name in ("frontend", "stats", "metrics"))
 
 
 @pytest.mark.parametrize(("host", "bind"), [("0.0.0.0", "0.0.0.0"), ("::1", "[::1]"), ("10.1.2.3", "10.1.2.3")])
 def test_the_public_listener_alone_goes_where_the_config_says(edge: Edge, host: str, bind: str) -> None:
-    binds = re.findall(r"bind (\S+):\d+", harden(edge.rays_config, PAGE, SOCKETS, host))
+    binds = re.findall(r"bind (\S+):\d+", harden(edge.rays_config, FOLDER, SOCKETS, host))
     assert sorted(binds) == sorted(["127.0.0.1", "127.0.0.1", bind])
 
 
 def test_rays_own_proxy_gets_no_request(edge: Edge) -> None:
-    hardened = harden(edge.rays_config, PAGE, SOCKETS)
+    hardened = harden(edge.rays_config, FOLDER, SOCKETS)
     assert "backup" in edge.rays_config
     assert "backup" not in hardened
     assert f"server gateway 127.0.0.1:{edge.ports['gateway']}" in hardened
@@ -57,38 +59,52 @@ def test_rays_own_proxy_gets_no_request(edge: Edge) -> None:
 
 def test_a_gateway_of_this_node_is_reached_by_its_socket_and_checked_on_its_port(edge: Edge, tmp_path: Path) -> None:
     port = edge.ports["gateway"]
-    assert f"    server gateway 127.0.0.1:{port} check " in harden(edge.rays_config, PAGE, tmp_path)
+    assert f"    server gateway 127.0.0.1:{port} check " in harden(edge.rays_config, FOLDER, tmp_path)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(socket_of(tmp_path, "gateway")))
-        hardened = harden(edge.rays_config, PAGE, tmp_path)
+        hardened = harden(edge.rays_config, FOLDER, tmp_path)
     assert f"    server gateway unix@{tmp_path}/gateway.sock check addr 127.0.0.1 port {port} " in hardened
 
 
 def test_requests_are_not_spliced(edge: Edge) -> None:
     """HAProxy often does not notice then that a client has left while it waited for a whole answer."""
     assert "option splice-request" in edge.rays_config
-    assert "option splice-request" not in harden(edge.rays_config, PAGE, SOCKETS)
-    assert "option abortonclose" in harden(edge.rays_config, PAGE, SOCKETS)
+    assert "option splice-request" not in harden(edge.rays_config, FOLDER, SOCKETS)
+    assert "option abortonclose" in harden(edge.rays_config, FOLDER, SOCKETS)
 
 
 def test_hardening_twice_is_hardening_once(edge: Edge) -> None:
-    once = harden(edge.rays_config, PAGE, SOCKETS)
-    assert harden(once, PAGE, SOCKETS) == once
+    once = harden(edge.rays_config, FOLDER, SOCKETS)
+    assert harden(once, FOLDER, SOCKETS) == once
 
 
-@pytest.mark.parametrize("line", ["    mode http\n", "mode 666", "    bind :", "  bind \\*:", "    errorfile"])
+@pytest.mark.parametrize(
+    "line", ["    mode http\n", "tune.bufsize", "mode 666", "    bind :", "  bind \\*:", "    errorfile"]
+)
 def test_a_config_that_is_not_rays_is_refused(edge: Edge, line: str) -> None:
     """When Ray writes another config than the one we know, an edge that does not start is better than an open one."""
     with pytest.raises(UnknownConfig):
-        harden(re.sub(line, "# gone ", edge.rays_config), PAGE, SOCKETS)
+        harden(re.sub(line, "# gone ", edge.rays_config), FOLDER, SOCKETS)
 
 
-def test_the_error_page_is_a_whole_response_in_our_shape() -> None:
-    head, body = error_page().split("\r\n\r\n")
-    assert head.startswith("HTTP/1.1 503 ")
-    assert f"content-length: {len(ERROR_BODY)}" in head
-    assert "retry-after: 1" in head
-    assert body == ERROR_BODY
+@pytest.mark.parametrize("status", PAGES)
+def test_an_error_page_is_a_whole_response_in_the_shape_and_words_of_the_gateway(status: int) -> None:
+    """The launcher runs with the standard library alone, so that it repeats what ``serving.errors`` says."""
+    head, body = PAGES[status].response().split("\r\n\r\n")
+    error = json.loads(body)["error"]
+    assert head.startswith(f"HTTP/1.1 {503 if status in (502, 504) else status} ")
+    assert f"content-length: {len(body)}" in head
+    assert ("retry-after: 1" in head) == (status in (502, 503, 504))
+    assert set(error) == {"message", "type", "param", "code"}
+    ours = {(answer.status, answer.type, answer.code) for answer in ANSWERS.values()}
+    ours |= {(status, kind, None) for status, kind, _ in ours}  # of one status without a reason of its own
+    assert (PAGES[status].status, error["type"], error["code"]) in ours
+
+
+def test_every_page_of_rays_is_replaced_and_ours_are_all_there(edge: Edge) -> None:
+    assert re.findall(r"errorfile (\d+) (\S+)", harden(edge.rays_config, FOLDER, SOCKETS)) == [
+        (str(status), f"pages/error-{status}.http") for status in PAGES
+    ]
 
 
 # ----------------------------------------------------------------------------------------------------- the real program
@@ -183,6 +199,47 @@ async def test_f24_slow_headers_are_cut_after_five_seconds_and_lock_nobody_out(p
     assert {end.split(b"\r\n")[0] for end in ends} == {b"HTTP/1.1 408 Request Time-out"}
     for wire in slow:
         await wire.close()
+
+
+NOT_HTTP = {
+    "not HTTP": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
+    "no version": b"GET /health\r\n\r\n",
+    "NUL in a header": b"GET /health HTTP/1.1\r\nhost: x\r\nx-a: b\0c\r\n\r\n",
+    "two lengths": post(CHAT, b"{}", {"content-length": "2\r\ncontent-length: 3"}),
+    "64 KB header": get("/health", {"x-long": "v" * 65_536}),
+}
+
+
+@pytest.mark.parametrize("name", NOT_HTTP)
+async def test_f32_what_is_not_http_is_a_400_in_haproxys_own_words(proxied: Proxied, name: str) -> None:
+    """And so is the 408 above: below the layer that knows of requests, HAProxy 2.8 reads no error page
+    (haproxy/haproxy#3032). When this fails, it has learnt to, and docs/http.md may say so.
+    """
+    async with await proxied.wire() as wire:
+        await wire.send(NOT_HTTP[name])
+        answer = await wire.answer()
+        await wire.until_closed()
+    assert (answer.status, answer.headers["content-type"]) == (400, "text/html")
+
+
+TOO_MUCH = {
+    "300 headers": post(CHAT, b"{}", {f"x-{number}": "v" for number in range(300)}),
+    "40 KB header": post(CHAT, b"{}", {"x-long": "v" * 40_000}),
+}
+
+
+@pytest.mark.parametrize("name", TOO_MUCH)
+async def test_f32_too_many_headers_are_the_gateways_431(proxied: Proxied, name: str) -> None:
+    async with await proxied.wire() as wire:
+        await wire.send(TOO_MUCH[name])
+        answer = await wire.answer()
+    assert (answer.status, answer.json()["error"]["code"]) == (431, "headers_too_large")
+
+
+async def test_headers_within_the_gateways_limit_come_through(proxied: Proxied) -> None:
+    async with await proxied.wire() as wire:
+        await wire.send(get("/health", {"x-long": "v" * 30_000}))
+        assert (await wire.answer()).status == 200
 
 
 async def test_the_running_admin_socket_is_private(proxied: Proxied) -> None:

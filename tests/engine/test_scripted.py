@@ -57,8 +57,9 @@ async def test_a_stream_ends_with_a_finish_reason_and_done() -> None:
     call = Call(ScriptedEngine(Script()), chat(max_tokens=2, stream=True))
     await call.task
     events = call.text.split(b"\n\n")
-    assert [b"w0" in events[0], b"w1" in events[1], b'"length"' in events[2]] == [True, True, True]
-    assert events[3:] == [b"data: [DONE]", b""]
+    found = [b'"role"' in events[0], b"w0" in events[1], b"w1" in events[2], b'"length"' in events[3]]
+    assert found == [True, True, True, True]
+    assert events[4:] == [b"data: [DONE]", b""]
 
 
 async def test_completions_carry_text() -> None:

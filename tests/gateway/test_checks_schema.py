@@ -16,7 +16,7 @@ from serving.gateway.endpoint import Endpoint
 from serving.gateway.json_body import parse
 from serving.gateway.validate import RequestContext, ValidRequest, validate
 
-LIMITS = Limits(max_json_depth=200)
+LIMITS = Limits(max_json_depth=200, allow_regex=True)
 CONTEXT = RequestContext(max_model_len=4096, cache_salt="salt-of-the-tenant", request_id="req-ours")
 CHAT: dict[str, object] = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
 COMPLETION: dict[str, object] = {"model": "m", "prompt": "Hi"}
@@ -248,6 +248,47 @@ def test_schemas_compiled_together_are_bounded_together() -> None:
     assert refusal(Endpoint.CHAT, chat_with(tools=tools, tool_choice="required")).param == "tools"
     named = {"type": "function", "function": {"name": "f7"}}
     send(Endpoint.CHAT, chat_with(tools=tools, tool_choice=named))
+
+
+PATTERNS = [
+    ({"type": "string", "pattern": "^a$"}, "pattern"),
+    ({"type": "object", "properties": {"x": {"anyOf": [{"pattern": "a"}]}}}, "properties.x.anyOf[0].pattern"),
+    ({"type": "object", "patternProperties": {"^a$": {}}}, "patternProperties"),
+]
+
+
+@pytest.mark.parametrize(("schema", "where"), PATTERNS)
+def test_f30_a_pattern_in_a_schema_is_a_regular_expression_and_off_by_default(schema: Fields, where: str) -> None:
+    body = chat_with(response_format=response_format(schema))
+    send(Endpoint.CHAT, body)
+    with pytest.raises(BadRequest) as caught:
+        send(Endpoint.CHAT, body, limits=Limits())
+    assert (caught.value.code, caught.value.param) == (
+        "unsupported_parameter", f"response_format.json_schema.schema.{where}",
+    )  # fmt: skip
+
+
+def test_a_pattern_in_a_tool_that_is_only_read_passes() -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"properties": {"x": {"pattern": "a"}}}}}
+    assert send(Endpoint.CHAT, chat_with(tools=[tool]), limits=Limits()).body["tools"] == [tool]
+
+
+def test_beside_a_strict_tool_all_are_compiled_that_do_not_say_otherwise() -> None:
+    """vLLM makes one grammar of them."""
+    strict = {"type": "function", "function": {"name": "f", "parameters": {}, "strict": True}}
+    other = {"type": "function", "function": {"name": "g", "parameters": Node.model_json_schema()}}
+    assert (refusal(Endpoint.CHAT, chat_with(tools=[strict, other])).param or "").startswith("tools[1].")
+    loose = {"type": "function", "function": {**other["function"], "strict": False}}  # type: ignore[dict-item]
+    send(Endpoint.CHAT, chat_with(tools=[strict, loose]))
+
+
+def test_optional_properties_and_lengths_are_bounded_as_the_config_says() -> None:
+    optional = {"type": "object", "properties": {f"p{i}": {"maxLength": 10} for i in range(5)}}
+    body = chat_with(response_format=response_format(optional))
+    send(Endpoint.CHAT, body, limits=Limits(max_schema_optional=5, max_schema_repeats=50))
+    for limits, word in ((Limits(max_schema_optional=4), "optional"), (Limits(max_schema_repeats=49), "more than 49")):
+        with pytest.raises(BadRequest, match=word):
+            send(Endpoint.CHAT, body, limits=limits)
 
 
 KEYWORDS = st.sampled_from(

@@ -5,14 +5,17 @@ import contextlib
 import json
 import resource
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+from serving.engine.grammar_check import CheckedApp, GrammarCheck
+from serving.engine.sandbox import Sandbox
 from serving.engine.scripted import Script, ScriptedEngine
+from serving.protocol.asgi import AsgiApp
 from tests.support.dialects import BODIES
 from tests.support.engines import NeighbourEngine
 from tests.support.stack import CHAT, Stack, chat, chat_bytes, rss_bytes, start_stack
@@ -212,6 +215,63 @@ async def test_a_bad_body_is_refused_as_stated_and_reaches_no_engine(
     assert engine.num_requests == 1, "only the neighbour reached the engine"
 
 
+class CheckedEngine(NeighbourEngine):
+    """A neighbour's engine behind the check of constraints, with a sandbox of its own."""
+
+    def __init__(self, script: Script) -> None:
+        super().__init__(script)
+        self.sandbox = Sandbox("tests.support.jobs:load_grammars", b"", GRAMMAR_CPU_S)
+        self._checked = CheckedApp(super().app, GrammarCheck(self.sandbox, GRAMMAR_CPU_S))
+
+    @property
+    def app(self) -> AsgiApp:
+        return self._checked
+
+
+GRAMMAR_CPU_S = 0.3
+TITLED: dict[str, Callable[[str], dict[str, object]]] = {
+    CHAT: lambda title: schema_of({"title": title}),
+    COMPLETIONS: lambda title: {"structured_outputs": {"json": {"title": title}}},
+    RESPONSES: lambda title: {"text": {"format": {"type": "json_schema", "name": "s", "schema": {"title": title}}}},
+    MESSAGES: lambda title: {
+        "tools": [{"name": "f", "input_schema": {"title": title}}], "tool_choice": {"type": "tool", "name": "f"},
+    },
+}  # fmt: skip
+PARAMS = {
+    CHAT: "response_format.json_schema.schema",
+    COMPLETIONS: "structured_outputs.json",
+    RESPONSES: "text.format.schema",
+    MESSAGES: "tools[0].input_schema",
+}
+
+
+async def test_f29_a_schema_that_takes_too_long_is_400_in_every_dialect_and_a_neighbour_goes_on_meanwhile(
+    tmp_path: Path,
+) -> None:
+    engine = CheckedEngine(Script(step_s=0.003))
+    engine.sandbox.start()
+    try:
+        async with start_stack(tmp_path, engine) as stack, neighbour(stack), await stack.wire() as wire:
+            await wire.send(Bad(TITLED[CHAT]("good")).request())
+            assert (await wire.answer()).status == 200
+            for path, titled in TITLED.items():
+                for title, reason in (("!spin", f"more than {GRAMMAR_CPU_S:g} s of processor time"), ("!bad", "bad")):
+                    num_words = engine.num_words
+                    await wire.send(Bad(titled(title), path=path).request())
+                    answer = await wire.answer()
+                    assert answer.status == 400
+                    error = answer.json()["error"]
+                    assert error["type"] == "invalid_request_error"
+                    assert f"'{PARAMS[path]}'" in error["message"]
+                    assert reason in error["message"]
+                    assert error.get("param") == (None if path == MESSAGES else PARAMS[path])
+                    if title == "!spin" and path == CHAT:
+                        assert engine.num_words > num_words + 10, "none, had the engine's own process done it"
+            assert engine.num_requests == 2, "the neighbour and the good one"
+    finally:
+        await engine.sandbox.stop()
+
+
 async def test_f33_what_is_dropped_silently_does_not_reach_the_engine_either(stack: Stack) -> None:
     async with neighbour(stack):
         response = await stack.client.post(CHAT, json=chat(max_tokens=1, store=False, metadata={"a": "b"}))
@@ -301,19 +361,34 @@ async def test_f23_two_announced_gigabytes_are_413_unread(stack: Stack, engine: 
     assert engine.num_requests == 1
 
 
-async def test_f23_an_endless_chunked_body_is_413_at_the_limit_and_memory_is_flat(stack: Stack) -> None:
-    async with neighbour(stack), await stack.wire() as wire:
+async def test_f23_endless_chunked_bodies_are_413_at_the_limit_and_memory_is_flat(
+    tmp_path: Path, engine: NeighbourEngine
+) -> None:
+    """A body without a length is really read, up to the limit, and no further; what it took is given back."""
+    async with start_stack(tmp_path, engine) as stack, neighbour(stack):
         before_bytes = rss_bytes()
-        head = post(CHAT, b"").replace(b"content-length: 0", b"transfer-encoding: chunked")
-        await wire.send(head)
+        for _ in range(NUM_WAVES):
+            sent_bytes = await asyncio.gather(*(endless_upload(stack) for _ in range(NUM_UPLOADS)))
+            assert all(4 * MIB <= count < 16 * MIB for count in sent_bytes)
+            # All that may be held at once, and as much again for copies; over the waves ten times that comes in.
+            assert rss_bytes() - before_bytes < 2 * NUM_UPLOADS * 4 * MIB
+    assert engine.num_requests == 1
+
+
+NUM_UPLOADS, NUM_WAVES = 10, 20
+
+
+async def endless_upload(stack: Stack) -> int:
+    """How many bytes of a body that never ends were sent until it was refused, and the connection closed."""
+    async with await stack.wire() as wire:
+        await wire.send(post(CHAT, b"").replace(b"content-length: 0", b"transfer-encoding: chunked"))
         answering = asyncio.create_task(wire.answer())
         sent_bytes = await send_until(wire, b"10000\r\n" + b"x" * 65_536 + b"\r\n", answering)
         answer = await answering
         assert (answer.status, answer.json()["error"]["code"]) == (413, "body_too_large")
         assert answer.headers["connection"] == "close"
-        assert sent_bytes < 16 * MIB
-        assert rss_bytes() - before_bytes < 32 * MIB
         wire.abort()
+    return sent_bytes
 
 
 async def send_until(wire: Wire, piece: bytes, done: "asyncio.Task[object]") -> int:
@@ -357,18 +432,25 @@ async def test_f24_a_body_that_drips_is_408_after_its_deadline(
 
 
 async def test_f13_slow_readers_cost_bounded_memory_and_do_not_slow_a_neighbour(tmp_path: Path) -> None:
-    num_readers, held_bytes = 60, 256 * 1024
-    engine = NeighbourEngine(Script(max_num_seqs=200, max_model_len=10**6))
+    num_readers, held_bytes = 500, 256 * 1024
+    allow_files(4 * num_readers)
+    engine = NeighbourEngine(Script(max_num_seqs=num_readers, max_model_len=10**6))
     async with start_stack(tmp_path, engine, limits={"stream_buffer_bytes": 4096}) as stack, neighbour(stack):
         before_bytes = rss_bytes()
-        wires = [await stack.wire(receive_buffer_bytes=4096, limit_bytes=512) for _ in range(num_readers)]
+        wires = [await stack.wire(receive_buffer_bytes=2048, limit_bytes=512) for _ in range(num_readers)]
         for wire in wires:
             await wire.post(CHAT, chat_bytes(stream=True, max_tokens=100_000))
         await stalled(engine)
         # The words of a paused stream are never made, so nothing holds them.
-        assert engine.load().generated_tokens < num_readers * held_bytes / 150
-        assert rss_bytes() - before_bytes < num_readers * held_bytes
+        num_tokens, full_bytes, num_words = engine.load().generated_tokens, rss_bytes(), engine.num_words
+        assert num_tokens < num_readers * held_bytes / 150
+        assert full_bytes - before_bytes < num_readers * held_bytes
         assert engine.load().running == num_readers
+        started_s = time.monotonic()
+        await stack.until(lambda: engine.num_words > num_words + 100)
+        assert time.monotonic() - started_s < LONGEST_GAP_S, "a hundred words, made every few milliseconds"
+        assert engine.load().generated_tokens == num_tokens
+        assert rss_bytes() - full_bytes < 8 * MIB, "flat"
         for wire in wires:
             wire.abort()
         await stack.until(lambda: len(engine.aborted) == num_readers)
@@ -433,7 +515,7 @@ async def test_f15_a_drain_that_runs_out_ends_streams_with_an_error_event(tmp_pa
         await stack.replicas[0].drain(0.02)
         await stack.replicas[0].close()
         rest = await wire.read_until(b"0\r\n\r\n")
-        assert b'"error":{"message":"the replica is shutting down"' in rest
+        assert b'"code":"engine_unavailable"' in rest
         assert b"[DONE]" not in rest
         line = await stack.request_line(status=200)
         assert line["error"]

@@ -41,7 +41,7 @@ async def test_requests_go_to_every_replica(tmp_path: Path) -> None:
     async with start_stack(tmp_path, *engines) as stack:
         wires = [await stack.open_chat("!stall") for _ in range(12)]
         await stack.until(lambda: sum(engine.load().running for engine in engines) == 12)
-        assert [engine.load().running for engine in engines] == [4, 4, 4] or min(e.load().running for e in engines) >= 2
+        assert all(engine.load().running for engine in engines)
         for wire in wires:
             wire.abort()
         await stack.until(lambda: sum(len(engine.aborted) for engine in engines) == 12)

@@ -15,10 +15,13 @@ from serving.protocol.frames import (
     FrameError,
     Kind,
     OpenHead,
+    cut_piece,
     decode_open,
     encode,
     encode_open,
+    piece,
     prove,
+    token_ids,
 )
 
 FRAMES = st.lists(
@@ -87,10 +90,21 @@ def test_the_limit_can_be_raised_between_two_frames_of_one_read() -> None:
 def test_an_open_frame_carries_head_and_body_verbatim(
     path: str, request_id: str, model: str, body: bytes, stream: int
 ) -> None:
-    head: OpenHead = {"method": "POST", "path": path, "request_id": request_id, "model": model}
+    head: OpenHead = {
+        "method": "POST", "path": path, "request_id": request_id, "model": model,
+        "created": 1, "continuable": True, "resume": [1, 2],
+    }  # fmt: skip
     [(kind, stream_id, payload)] = Decoder().feed(encode_open(stream, head, body))
     assert (kind, stream_id) == (Kind.OPEN, stream)
     assert decode_open(payload) == (head, body)
+
+
+@given(ids=st.lists(st.integers(0, 2**32 - 1), max_size=300), body=st.binary(max_size=500))
+def test_a_piece_carries_token_ids_and_bytes(ids: list[int], body: bytes) -> None:
+    [(kind, stream_id, payload)] = Decoder().feed(piece(7, ids, body))
+    assert (kind, stream_id) == (Kind.PIECE, 7)
+    packed, rest = cut_piece(payload)
+    assert (token_ids(packed), rest) == (ids, body)
 
 
 def test_a_header_is_nine_bytes_big_endian() -> None:

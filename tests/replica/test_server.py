@@ -164,7 +164,10 @@ async def test_an_answer_becomes_head_body_and_end_with_its_cost(bench: Bench) -
     peer = await bench.gateway()
     peer.open(7, chat("one two", max_tokens=3, stream=True))
     kind, stream, payload = await peer.read_kind(Kind.HEAD)
-    assert (stream, json.loads(payload)) == (7, {"status": 200, "content_type": "text/event-stream; charset=utf-8"})
+    assert (stream, json.loads(payload)) == (
+        7,
+        {"status": 200, "content_type": "text/event-stream; charset=utf-8", "continuable": False},
+    )
     body, kind, usage = await read_stream(peer)
     assert body.endswith(b"data: [DONE]\n\n")
     assert kind == Kind.END
@@ -189,7 +192,7 @@ async def test_cancel_aborts_in_the_engine_and_still_reports_the_cost(bench: Ben
     await bench.serve(engine)
     peer = await bench.gateway()
     peer.open(1, chat("three words here", max_tokens=1000, stream=True))
-    for _ in range(3):
+    for _ in range(4):  # the role, then three tokens
         await peer.read_kind(Kind.BODY)
     peer.send(Kind.CANCEL, 1)
     kind, _, usage = await peer.read_end()
@@ -299,7 +302,7 @@ async def test_an_app_that_raises_is_a_failure_that_tells_no_internals(bench: Be
     _, kind, failure = await read_stream(peer)
     assert kind == Kind.FAIL
     assert failure["message"] == "the engine failed while serving this request"
-    assert not failure["engine_dead"]
+    assert failure["cause"] == "request"
 
 
 async def test_one_broken_request_leaves_the_others_alone(bench: Bench) -> None:
@@ -318,7 +321,7 @@ async def test_the_death_of_the_engine_is_told_with_the_failure(bench: Bench) ->
     peer.open(1, chat("!die", stream=True))
     kind, _, failure = await peer.read_end()
     assert kind == Kind.FAIL
-    assert failure["engine_dead"]
+    assert failure["cause"] == "engine_dead"
     assert failure["usage"]["output_tokens"] == 2
 
 

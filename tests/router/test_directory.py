@@ -16,7 +16,8 @@ from serving.router.policy import choose
 from tests.support.peers import fake_replica
 from tests.support.stack import SECRET, until
 
-HEAD: OpenHead = {"method": "POST", "path": "/v1/completions", "request_id": "req-1", "model": "demo"}
+HEAD: OpenHead = {"method": "POST", "path": "/v1/completions", "request_id": "req-1", "model": "demo",
+                  "created": 0, "continuable": False, "resume": []}  # fmt: skip
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ from serving.router.link import ReplicaLink, StreamFailed
 from tests.support.peers import USAGE, FakeReplica, fake_replica
 from tests.support.stack import SECRET, until
 
-HEAD: OpenHead = {"method": "POST", "path": "/v1/completions", "request_id": "req-1", "model": "demo"}
+HEAD: OpenHead = {"method": "POST", "path": "/v1/completions", "request_id": "req-1", "model": "demo",
+                  "created": 0, "continuable": False, "resume": []}  # fmt: skip
 BUFFER_BYTES = 1000
 
 
@@ -254,7 +255,7 @@ async def test_a_peer_of_another_name_is_refused(tmp_path: Path, replica: FakeRe
     """A reused address: the link neither proves itself nor sends a request there."""
     async with linked(tmp_path / "r0", replica="r9") as link:
         peer = await replica.connection()
-        peer.send_json(Kind.CHALLENGE, 0, {"version": 1, "replica": "r0", "nonce": "n"})
+        peer.send_json(Kind.CHALLENGE, 0, {"version": 2, "replica": "r0", "nonce": "n"})
         assert await peer.is_closed()
         assert not link.is_open
 
@@ -262,7 +263,7 @@ async def test_a_peer_of_another_name_is_refused(tmp_path: Path, replica: FakeRe
 @pytest.mark.parametrize(
     ("kind", "payload"),
     [
-        (Kind.CHALLENGE, b'{"version": 2, "replica": "r0", "nonce": "n"}'),
+        (Kind.CHALLENGE, b'{"version": 1, "replica": "r0", "nonce": "n"}'),
         (Kind.CHALLENGE, b"[]"),
         (Kind.CHALLENGE, b"not json"),
         (Kind.CHALLENGE, b"{}"),

@@ -81,7 +81,10 @@ class GatewayPeer(Peer):
         return peer
 
     def open(self, stream: int, body: object = None, path: str = "/v1/chat/completions") -> None:
-        head: OpenHead = {"method": "POST", "path": path, "request_id": f"req-{stream}", "model": "demo"}
+        head: OpenHead = {
+            "method": "POST", "path": path, "request_id": f"req-{stream}", "model": "demo",
+            "created": 0, "continuable": False, "resume": [],
+        }  # fmt: skip
         self.writer.write(encode_open(stream, head, json.dumps(body or {}).encode()))
 
     async def read_end(self) -> tuple[Kind, int, Any]:

@@ -1,0 +1,241 @@
+"""Work on a client's data that may take for ever or crash, done in processes that the kernel kills.
+
+    replica  ── control: one end of a socket pair per job ──▸  server  ── fork ──▸  child: one job, one answer, gone
+
+The server imports what the work needs, once, and forks a child per job, which costs milliseconds. It runs at low
+priority and ends with the replica. A child may spend ``cpu_s`` seconds of processor time and ``MEMORY_BYTES`` more
+than the server has. Processor time, not time on a clock: how long others keep the machine busy does not change what
+is refused.
+
+The server is this module run as a program: ``python -m serving.engine.sandbox CONTROL PARENT TARGET CPU_S``.
+"""
+
+import asyncio
+import contextlib
+import gc
+import importlib
+import logging
+import os
+import resource
+import signal
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from serving.lifecycle.processes import signal_when_parent_ends
+
+logger = logging.getLogger("ballast.replica")
+
+Work = Callable[[bytes], bytes]
+"""What a child does with a job."""
+
+NICENESS = 10
+#: At most this many children at once; more jobs wait for their turn.
+MAX_CHILDREN = 4
+#: Jobs that wait or run; a further one is refused, not queued.
+MAX_JOBS = 64
+MEMORY_BYTES = 2**30
+#: A child that has not had its processor time after this many times as long is given up: the machine is too busy.
+PATIENCE = 10
+#: How long a job waits for a server that is still loading.
+START_PATIENCE_S = 60.0
+RESTART_S = 5.0
+_LENGTH = struct.Struct("!I")
+_READ_BYTES = 2**16
+
+
+class Overrun(Exception):
+    """The child ended without an answer: too much processor time, too much memory, or it crashed."""
+
+
+class Unavailable(Exception):
+    """The job was not done, and not for its own fault: no server, too many jobs, or a machine that is too busy."""
+
+
+class Sandbox:
+    """The replica's end.
+
+    Args:
+        target: ``module:function``; called once in the server with ``settings``, it returns the ``Work``.
+        cpu_s: seconds of processor time for one job.
+    """
+
+    def __init__(self, target: str, settings: bytes, cpu_s: float) -> None:
+        self._target = target
+        self._settings = settings
+        self._cpu_s = cpu_s
+        self._slots = asyncio.Semaphore(MAX_CHILDREN)
+        self._num_jobs = 0
+        self._is_ready = asyncio.Event()
+        self._control: socket.socket | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._keeper: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to load in the background; started anew if it ends."""
+        self._keeper = asyncio.create_task(self._keep())
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process is not None else None
+
+    async def run(self, job: bytes) -> bytes:
+        """What the work makes of ``job``. Raises ``Overrun`` and ``Unavailable``."""
+        if self._num_jobs >= MAX_JOBS:
+            raise Unavailable("too many jobs wait already")
+        self._num_jobs += 1
+        try:
+            async with asyncio.timeout(START_PATIENCE_S):
+                await self._is_ready.wait()
+            async with self._slots:
+                return await self._run(job)
+        except TimeoutError:
+            raise Unavailable("the server is not ready, or does not answer") from None
+        finally:
+            self._num_jobs -= 1
+
+    async def stop(self) -> None:
+        """End the server and its children. Idempotent."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.wait([self._keeper])
+            self._keeper = None
+
+    async def _run(self, job: bytes) -> bytes:
+        loop = asyncio.get_running_loop()
+        process, started_s, patience_s = self._process, loop.time(), PATIENCE * self._cpu_s
+        ours, theirs = socket.socketpair()
+        with ours:
+            ours.setblocking(False)
+            with theirs:
+                self._hand_over(theirs)
+            answer = bytearray()
+            async with asyncio.timeout(patience_s + 1):
+                with contextlib.suppress(ConnectionError):  # the child was killed while we wrote
+                    await loop.sock_sendall(ours, _LENGTH.pack(len(job)) + job)
+                    while data := await loop.sock_recv(ours, _READ_BYTES):
+                        answer += data
+        if len(answer) >= _LENGTH.size and len(answer) == _LENGTH.size + _LENGTH.unpack_from(answer)[0]:
+            return bytes(answer[_LENGTH.size :])
+        if process is None or process.poll() is not None:
+            raise Unavailable("the server ended")
+        if loop.time() - started_s >= patience_s:
+            raise Unavailable("the machine is too busy")
+        raise Overrun
+
+    def _hand_over(self, connection: socket.socket) -> None:
+        try:
+            if self._control is None:
+                raise Unavailable("the server ended")
+            socket.send_fds(self._control, [b"\0"], [connection.fileno()])
+        except OSError as error:
+            raise Unavailable("the server ended") from error
+
+    async def _keep(self) -> None:
+        while True:
+            try:
+                await self._serve_once()
+            finally:
+                self._end()
+            logger.error("the sandbox ended; another is started in %g s", RESTART_S)
+            await asyncio.sleep(RESTART_S)
+
+    async def _serve_once(self) -> None:
+        """From one server's start to its end."""
+        loop = asyncio.get_running_loop()
+        self._spawn()
+        assert self._control is not None
+        with contextlib.suppress(ConnectionError):
+            await loop.sock_sendall(self._control, _LENGTH.pack(len(self._settings)) + self._settings)
+            if await loop.sock_recv(self._control, 1):
+                self._is_ready.set()
+                await loop.sock_recv(self._control, 1)
+
+    def _spawn(self) -> None:
+        self._control, theirs = socket.socketpair()
+        self._control.setblocking(False)
+        with theirs:
+            arguments = [str(theirs.fileno()), str(os.getpid()), self._target, str(self._cpu_s)]
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "serving.engine.sandbox", *arguments],
+                pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                # It computes on one core, and never on the GPU.
+                env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+            )  # fmt: skip
+
+    def _end(self) -> None:
+        self._is_ready.clear()
+        if self._control is not None:
+            self._control.close()
+            self._control = None
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+# ---------------------------------------------------------------------------------------------------------- the server
+
+
+def serve(control: socket.socket, target: str, cpu_s: float) -> None:
+    """Load, say so, and fork a child for every job until the replica closes ``control``."""
+    os.nice(NICENESS)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the replica, and that ends us
+    module, _, function = target.partition(":")
+    work: Work = getattr(importlib.import_module(module), function)(_receive(control))
+    gc.collect()
+    gc.freeze()  # a child's collector would write to, and so copy, every page it shares with us
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel buries the children
+    control.sendall(b"\0")
+    while True:
+        message, descriptors, _, _ = socket.recv_fds(control, 1, 1)
+        if not message:
+            return
+        with socket.socket(fileno=descriptors[0]) as job:
+            server_pid = os.getpid()
+            if os.fork() == 0:
+                control.close()
+                _serve_job(job, work, cpu_s, server_pid)
+
+
+def _serve_job(job: socket.socket, work: Work, cpu_s: float, server_pid: int) -> None:
+    """The child's whole life."""
+    try:
+        signal_when_parent_ends(signal.SIGKILL, server_pid)
+        _bound(cpu_s)
+        answer = work(_receive(job))
+        job.sendall(_LENGTH.pack(len(answer)) + answer)
+    finally:
+        os._exit(0)
+
+
+def _bound(cpu_s: float) -> None:
+    """Have the kernel end this process when it has had its share."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libraries quote what they are given, and that is the client's
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    size_bytes = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (size_bytes + MEMORY_BYTES, size_bytes + MEMORY_BYTES))
+    signal.setitimer(signal.ITIMER_PROF, cpu_s)
+    signal.setitimer(signal.ITIMER_REAL, PATIENCE * cpu_s)
+
+
+def _receive(connection: socket.socket) -> bytes:
+    (length,) = _LENGTH.unpack(_receive_exactly(connection, _LENGTH.size))
+    return _receive_exactly(connection, length)
+
+
+def _receive_exactly(connection: socket.socket, count: int) -> bytes:
+    data = bytearray()
+    while len(data) < count:
+        if not (more := connection.recv(count - len(data))):
+            raise EOFError("the other end closed")
+        data += more
+    return bytes(data)
+
+
+if __name__ == "__main__":
+    signal_when_parent_ends(signal.SIGKILL, int(sys.argv[2]))
+    serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[3], float(sys.argv[4]))

@@ -1,0 +1,22 @@
+"""Notices an engine that hangs: it has work and takes no step. vLLM's own health check cannot (faults.md, finding 4)."""
+
+from dataclasses import dataclass
+
+from serving.engine.base import EngineLoad
+
+
+@dataclass(slots=True)
+class Watchdog:
+    """``limit_s``: how long one step may take. A prefill in chunks steps after each chunk, and an engine that has no
+    request need not step at all.
+    """
+
+    limit_s: float
+    _iterations: int = -1
+    _since_s: float = 0.0
+
+    def is_hung(self, load: EngineLoad, now_s: float) -> bool:
+        """Whether the engine has stood still for longer than ``limit_s`` with requests to serve. Ask often."""
+        if load.iterations != self._iterations or not load.unfinished:
+            self._iterations, self._since_s = load.iterations, now_s
+        return now_s - self._since_s > self.limit_s

@@ -1,0 +1,41 @@
+"""A breaker per replica: who fails again and again is left alone for a while, then tried with one request."""
+
+from dataclasses import dataclass
+
+NUM_FAILURES = 3
+FIRST_PAUSE_S, MAX_PAUSE_S = 2.0, 60.0
+
+
+@dataclass(slots=True)
+class Breaker:
+    """Closed until ``NUM_FAILURES`` failures in a row; then open for ``FIRST_PAUSE_S``, twice as long after each probe
+    that fails; after the pause half open: one request is let through, and its outcome decides.
+    """
+
+    num_failures: int = 0
+    open_until_s: float = 0.0
+    is_probing: bool = False
+
+    def allows(self, now_s: float) -> bool:
+        if self.num_failures < NUM_FAILURES:
+            return True
+        return not self.is_probing and now_s >= self.open_until_s
+
+    def on_sent(self) -> None:
+        """A request goes to the replica; when the breaker is half open it is the probe."""
+        self.is_probing = self.num_failures >= NUM_FAILURES
+
+    def on_success(self) -> None:
+        self.num_failures = 0
+        self.is_probing = False
+
+    def on_failure(self, now_s: float) -> None:
+        self.num_failures += 1
+        self.is_probing = False
+        num_pauses = self.num_failures - NUM_FAILURES
+        if num_pauses >= 0:
+            self.open_until_s = now_s + min(FIRST_PAUSE_S * 2 ** min(num_pauses, 30), MAX_PAUSE_S)
+
+    def on_dropped(self) -> None:
+        """The request has ended in a way that says nothing of the replica: its client left."""
+        self.is_probing = False

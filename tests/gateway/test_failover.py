@@ -1,0 +1,151 @@
+"""Losing a replica: the request goes on elsewhere, and a client that gets its answer cannot tell."""
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from serving.engine.scripted import Script, ScriptedEngine
+from tests.support.stack import CHAT, Json, Stack, chat, start_stack, until
+from tests.support.wire import Wire
+
+NUM_WORDS = 40
+NEVER = 10**6
+
+
+def engines(num: int = 2, **script: object) -> list[ScriptedEngine]:
+    """The first strikes after two tokens when ordered to, the others never do."""
+    slow = {"step_s": 0.003, **script}
+    return [ScriptedEngine(Script(break_after_tokens=NEVER if index else 2, **slow)) for index in range(num)]  # type: ignore[arg-type]
+
+
+def events(answer: bytes) -> list[Json]:
+    return [json.loads(line[6:]) for line in answer.split(b"\n") if line.startswith(b"data: {")]
+
+
+def text_of(answer: bytes) -> str:
+    return "".join(event["choices"][0]["delta"].get("content", "") for event in events(answer))
+
+
+async def only(stack: Stack, index: int) -> None:
+    """Let the gateway know one replica alone, so that the next request goes there."""
+    stack.set_members([stack.replicas[index].name])
+    await stack.until_ready(1)
+
+
+async def everyone(stack: Stack) -> None:
+    stack.set_members()
+    await stack.until_ready(len(stack.replicas))
+
+
+async def begin(stack: Stack, prompt: str = "hello", **fields: object) -> Wire:
+    """A stream on the first replica, three words into its answer; the second one is known by then."""
+    await only(stack, 0)
+    wire = await stack.open_chat(prompt, max_tokens=NUM_WORDS, **fields)
+    await everyone(stack)
+    return wire
+
+
+async def made(stack: Stack, index: int, num_tokens: int) -> None:
+    await until(lambda: stack.engines[index].load().generated_tokens >= num_tokens)
+
+
+async def undisturbed(tmp_path: Path) -> bytes:
+    async with start_stack(tmp_path / "undisturbed") as stack, await stack.open_chat(max_tokens=NUM_WORDS) as wire:
+        return (await wire.answer()).body
+
+
+def without_ids(answer: bytes) -> list[Json]:
+    return [{**event, "id": "", "created": 0} for event in events(answer)]
+
+
+@pytest.mark.parametrize("loss", ["connection", "engine", "drain"])
+async def test_a_stream_goes_on_where_it_was_and_is_what_it_would_have_been(tmp_path: Path, loss: str) -> None:
+    expected = await undisturbed(tmp_path)
+    async with start_stack(tmp_path, *engines()) as stack:
+        async with await begin(stack, "!die" if loss == "engine" else "hello") as wire:
+            if loss != "engine":
+                await made(stack, 0, 5)
+                if loss == "drain":
+                    await stack.replicas[0].drain(0)
+                await stack.replicas[0].close()
+            answer = await wire.answer()
+        assert without_ids(answer.body) == without_ids(expected)
+        assert len({(event["id"], event["created"]) for event in events(answer.body)}) == 1
+        assert answer.body.endswith(b"data: [DONE]\n\n")
+        line = await stack.request_line(status=200)
+        assert line["error"] is None
+        assert (line["prompt_tokens"], line["output_tokens"]) == (1, NUM_WORDS), "usage is counted once"
+        assert line["replica"] == stack.replicas[1].name
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_request_that_has_shown_nothing_yet_starts_again_elsewhere(tmp_path: Path, stream: bool) -> None:
+    async with start_stack(tmp_path, *engines(prefill_s=0.05)) as stack:
+        await only(stack, 0)
+        request = asyncio.create_task(stack.client.post(CHAT, json=chat(max_tokens=3, stream=stream, n=2)))
+        await until(lambda: stack.engines[0].load().running)
+        await everyone(stack)
+        await stack.replicas[0].close()
+        answer = await request
+        assert answer.status_code == 200
+        assert "w2 " in answer.text
+        assert (await stack.request_line(status=200))["output_tokens"] == 3
+
+
+@pytest.mark.parametrize("fields", [{"n": 2}, {"logprobs": True}, {"seed": 1}, {"presence_penalty": 0.5}])
+async def test_what_cannot_honestly_go_on_ends_with_an_error(tmp_path: Path, fields: Json) -> None:
+    async with start_stack(tmp_path, *engines()) as stack, await begin(stack, **fields) as wire:
+        await made(stack, 0, 5)
+        await stack.replicas[0].close()
+        answer = await wire.answer()
+        assert b'"code":"engine_unavailable"' in answer.body
+        assert b"[DONE]" not in answer.body
+
+
+async def test_a_stream_survives_two_losses_that_are_nobodys_death(tmp_path: Path) -> None:
+    async with start_stack(tmp_path, *engines(3)) as stack, await begin(stack) as wire:
+        for index in (0, 1):
+            await made(stack, index, 5)
+            await only(stack, index + 1)
+            await stack.replicas[index].drain(0)
+        assert text_of((await wire.answer()).body).split()[-1] == f"w{NUM_WORDS - 1}"
+
+
+async def test_f12_a_request_that_kills_two_engines_is_never_tried_on_a_third(tmp_path: Path) -> None:
+    deadly = [ScriptedEngine(Script(step_s=0.003)) for _ in range(3)]
+    async with start_stack(tmp_path, *deadly) as stack:
+        answer = await stack.client.post(CHAT, json=chat("!die", max_tokens=9))
+        assert (answer.status_code, answer.json()["error"]["code"]) == (422, "request_quarantined")
+        assert [engine.dead for engine in deadly].count(True) == 2
+        again = await stack.client.post(CHAT, json=chat("!die", max_tokens=9))
+        assert again.status_code == 422
+        assert [engine.dead for engine in deadly].count(True) == 2
+        assert (await stack.client.post(CHAT, json=chat("something else", max_tokens=2))).status_code == 200
+        assert any('"event":"quarantined"' in line for line in stack.logs.lines)
+
+
+async def test_f22_retries_stay_within_their_budget(tmp_path: Path) -> None:
+    limits = {"retry_budget_floor": 2, "retry_budget_ratio": 0.0}
+    async with start_stack(tmp_path, *engines(prefill_s=0.05), limits=limits) as stack:
+        await only(stack, 0)
+        requests = [asyncio.create_task(stack.client.post(CHAT, json=chat(f"{i}", max_tokens=2))) for i in range(5)]
+        await until(lambda: stack.engines[0].load().running == 5)
+        await everyone(stack)
+        await stack.replicas[0].close()
+        codes = sorted([(await request).status_code for request in requests])
+        assert codes == [200, 200, 503, 503, 503]
+
+
+async def test_f36_a_replica_that_stays_silent_loses_the_request_to_another(tmp_path: Path) -> None:
+    async with start_stack(tmp_path, *engines(), limits={"first_byte_timeout_s": 5.0}) as stack:
+        await only(stack, 0)
+        request = asyncio.create_task(stack.client.post(CHAT, json=chat("!stall", max_tokens=2)))
+        await until(lambda: stack.engines[0].load().running)
+        await everyone(stack)
+        stack.tick(6.0)
+        await until(lambda: stack.engines[1].load().running)
+        assert stack.engines[0].aborted == ["!stall"]
+        stack.tick(12.0)
+        assert (await request).status_code == 504

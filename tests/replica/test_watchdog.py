@@ -1,0 +1,32 @@
+"""An engine hangs when it has work and takes no step; nothing else is a hang."""
+
+from serving.engine.base import EngineLoad
+from serving.replica.watchdog import Watchdog
+
+
+def load(iterations: int, unfinished: int) -> EngineLoad:
+    return EngineLoad(iterations=iterations, unfinished=unfinished)
+
+
+def test_an_engine_that_stands_still_with_work_hangs() -> None:
+    watchdog = Watchdog(limit_s=10)
+    assert not watchdog.is_hung(load(5, 1), 100.0)
+    assert not watchdog.is_hung(load(5, 1), 110.0)
+    assert watchdog.is_hung(load(5, 1), 110.1)
+
+
+def test_a_step_starts_the_time_again() -> None:
+    watchdog = Watchdog(limit_s=10)
+    assert not watchdog.is_hung(load(5, 1), 100.0)
+    assert not watchdog.is_hung(load(6, 1), 109.0)
+    assert not watchdog.is_hung(load(6, 1), 118.0)
+
+
+def test_an_idle_engine_may_stand_still() -> None:
+    watchdog = Watchdog(limit_s=10)
+    assert not any(watchdog.is_hung(load(5, 0), now_s) for now_s in (0.0, 100.0, 1000.0))
+    assert not watchdog.is_hung(load(5, 1), 1001.0), "the time counts from when there was work"
+
+
+def test_a_slow_start_is_not_a_hang() -> None:
+    assert not Watchdog(limit_s=10).is_hung(load(0, 0), 500.0)

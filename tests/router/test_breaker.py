@@ -1,0 +1,68 @@
+"""A replica that fails again and again is left alone, then tried with one request."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serving.router.breaker import FIRST_PAUSE_S, MAX_PAUSE_S, NUM_FAILURES, Breaker
+
+
+def opened(now_s: float = 0.0) -> Breaker:
+    breaker = Breaker()
+    for _ in range(NUM_FAILURES):
+        breaker.on_sent()
+        breaker.on_failure(now_s)
+    return breaker
+
+
+def test_it_opens_after_failures_in_a_row() -> None:
+    breaker = Breaker()
+    for _ in range(NUM_FAILURES - 1):
+        breaker.on_failure(0.0)
+        assert breaker.allows(0.0)
+    breaker.on_failure(0.0)
+    assert not breaker.allows(0.0)
+
+
+def test_a_success_between_failures_starts_the_count_again() -> None:
+    breaker = Breaker()
+    for _ in range(10):
+        breaker.on_failure(0.0)
+        breaker.on_success()
+    assert breaker.allows(0.0)
+
+
+def test_half_open_it_lets_one_request_through_and_its_success_closes_it() -> None:
+    breaker = opened()
+    assert breaker.allows(FIRST_PAUSE_S)
+    breaker.on_sent()
+    assert not breaker.allows(FIRST_PAUSE_S), "one probe at a time"
+    breaker.on_success()
+    assert breaker.allows(FIRST_PAUSE_S)
+
+
+def test_a_probe_that_fails_doubles_the_pause_up_to_a_bound() -> None:
+    breaker, now_s, pauses = opened(), 0.0, []
+    for _ in range(8):
+        now_s = breaker.open_until_s
+        breaker.on_sent()
+        breaker.on_failure(now_s)
+        pauses.append(breaker.open_until_s - now_s)
+    assert pauses[0] == 2 * FIRST_PAUSE_S
+    assert pauses[-1] == MAX_PAUSE_S
+    assert pauses == sorted(pauses)
+
+
+def test_a_probe_whose_client_left_leaves_room_for_the_next() -> None:
+    breaker = opened()
+    breaker.on_sent()
+    breaker.on_dropped()
+    assert breaker.allows(FIRST_PAUSE_S)
+
+
+@given(st.lists(st.sampled_from(["sent", "success", "failure", "dropped"]), max_size=60))
+def test_it_never_stays_shut(events: list[str]) -> None:
+    breaker = Breaker()
+    for now_s, event in enumerate(events):
+        getattr(breaker, f"on_{event}")(*([float(now_s)] if event == "failure" else []))
+    breaker.on_dropped()  # whatever was under way has ended
+    assert breaker.allows(len(events) + MAX_PAUSE_S)
