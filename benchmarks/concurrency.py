@@ -80,7 +80,7 @@ def run(config_path: Path, num_rounds: int) -> list[Cell]:
 
 
 async def measure(target: Target, gateway_pid: int, concurrency: int, tag: str) -> Cell:
-    num_streams_each = max(1, MANY // concurrency)
+    num_streams_each = max(1, 4 * FEW // concurrency)
     before_s = processes.cpu_s(gateway_pid)
     found = await run_round(target, concurrency, num_streams_each, NUM_TOKENS, tag)
     spent_s = processes.cpu_s(gateway_pid) - before_s

@@ -134,4 +134,5 @@ def _rest_of(request: EngineCoreRequest, resumed: list[int]) -> EngineCoreReques
     rest.sampling_params = params.clone()
     if params.max_tokens is not None:
         rest.sampling_params.max_tokens = params.max_tokens - len(resumed)
+    rest.sampling_params.min_tokens = max(0, params.min_tokens - len(resumed))
     return rest

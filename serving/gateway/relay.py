@@ -98,6 +98,8 @@ class Relay:
             for task in (self._keep_alive_task, self._watcher):
                 if task is not None:
                     task.cancel()
+            # A cancelled task holds the frame that holds this relay: let go, or only the garbage collector can.
+            self._keep_alive_task = self._watcher = self._task = None
             self._exchange.usage = await self._stream.finish(FINISH_TIMEOUT_S)
 
     async def _is_relayed(self) -> bool:

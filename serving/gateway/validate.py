@@ -20,7 +20,7 @@ _CONTINUABLE = (Endpoint.CHAT, Endpoint.COMPLETIONS)
 _OUTPUT_FIELDS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 _NOT_CONTINUABLE = (
     # State of the decoding that the tokens so far do not show, or counts from the start of the answer.
-    "logprobs", "tools", "response_format", "structured_outputs", "echo", "min_tokens", "thinking_token_budget",
+    "logprobs", "tools", "response_format", "structured_outputs", "echo", "thinking_token_budget",
     "frequency_penalty", "presence_penalty", "repetition_penalty", "repetition_detection", "return_token_ids",
     "return_tokens_as_token_ids", "truncate_prompt_tokens",
 )  # fmt: skip
