@@ -95,7 +95,7 @@ class Dispatch:
         now_s = time.monotonic()
         if _is_death(error):
             self._num_deaths += 1
-            self._dispatcher.quarantine.on_death(fingerprint := self._fingerprint(), now_s)
+            self._dispatcher.quarantine.on_death(fingerprint := self._fingerprint(), self._exchange.replica, now_s)
             if self._num_deaths >= MAX_DEATHS or self._dispatcher.quarantine.holds(fingerprint, now_s):
                 raise self._quarantined() from error
         if not _may_be_well_elsewhere(error) or not self._dispatcher.budget.take(now_s):
@@ -119,7 +119,7 @@ class Dispatch:
         breaker = self._replica.breaker
         if error is None:
             breaker.on_success()
-            if self._num_deaths:
+            if not self._dispatcher.quarantine.is_empty:
                 self._dispatcher.quarantine.on_success(self._fingerprint())
         elif isinstance(error, ReplicaLost | StreamFailed) and not _is_moving(error):
             breaker.on_failure(time.monotonic())

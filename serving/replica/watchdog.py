@@ -1,4 +1,4 @@
-"""Notices an engine that hangs: it has work and takes no step. vLLM's own health check cannot (faults.md, finding 4)."""
+"""Notices an engine that hangs: it has work and takes no step. vLLM's health check cannot (faults.md, finding 4)."""
 
 from dataclasses import dataclass
 

@@ -40,7 +40,8 @@ def _forget(times_s: deque[float], now_s: float) -> None:
 
 @dataclass(slots=True)
 class Quarantine:
-    """Requests, by fingerprint, on which engines died: after ``max_deaths`` one is not tried for ``hold_s``.
+    """Requests, by fingerprint, that were in flight on engines that died: after ``max_deaths`` engines one is not tried
+    for ``hold_s``, unless it was served in the meantime.
 
     One request that kills its engine, retried by us and again by its client, would take down a fleet (faults.md,
     finding 3).
@@ -49,30 +50,29 @@ class Quarantine:
     max_deaths: int
     hold_s: float
     max_entries: int = 10_000
-    _deaths: dict[bytes, tuple[int, float]] = field(default_factory=dict)
+    _deaths: dict[bytes, tuple[frozenset[str], float]] = field(default_factory=dict)
 
     @property
     def is_empty(self) -> bool:
         return not self._deaths
 
-    def on_death(self, fingerprint: bytes, now_s: float) -> None:
-        """An engine died while it worked on this request."""
-        deaths = self.num_deaths(fingerprint, now_s)
-        self._deaths.pop(fingerprint, None)  # the newest entry is the last one
-        self._deaths[fingerprint] = (deaths + 1, now_s)
+    def on_death(self, fingerprint: bytes, replica: str, now_s: float) -> None:
+        """A replica's engine died while it worked on this request; several of its kind may have been there."""
+        replicas, _ = self._deaths.pop(fingerprint, (frozenset[str](), 0.0))  # the newest entry is the last one
+        self._deaths[fingerprint] = (replicas | {replica}, now_s)
         if len(self._deaths) > self.max_entries:
             del self._deaths[next(iter(self._deaths))]
 
     def on_success(self, fingerprint: bytes) -> None:
-        """It was served in the end: the engine that died did not die of it."""
+        """It was served: no engine dies of it."""
         self._deaths.pop(fingerprint, None)
 
     def num_deaths(self, fingerprint: bytes, now_s: float) -> int:
-        deaths, last_s = self._deaths.get(fingerprint, (0, 0.0))
-        if deaths and now_s - last_s > self.hold_s:
+        replicas, last_s = self._deaths.get(fingerprint, (frozenset[str](), 0.0))
+        if replicas and now_s - last_s > self.hold_s:
             del self._deaths[fingerprint]
             return 0
-        return deaths
+        return len(replicas)
 
     def holds(self, fingerprint: bytes, now_s: float) -> bool:
         return self.num_deaths(fingerprint, now_s) >= self.max_deaths

@@ -44,24 +44,25 @@ def test_the_share_is_never_exceeded(ratio: float, floor: int, events: list[bool
 def test_a_request_is_held_after_its_second_death() -> None:
     quarantine = Quarantine(max_deaths=2, hold_s=60)
     assert quarantine.is_empty
-    quarantine.on_death(b"a", 0.0)
-    assert not quarantine.holds(b"a", 0.0)
-    quarantine.on_death(b"a", 1.0)
+    quarantine.on_death(b"a", "r0", 0.0)
+    quarantine.on_death(b"a", "r0", 0.5)
+    assert not quarantine.holds(b"a", 0.5), "many like it on one engine: one death"
+    quarantine.on_death(b"a", "r1", 1.0)
     assert quarantine.holds(b"a", 1.0)
     assert not quarantine.holds(b"b", 1.0)
 
 
 def test_what_is_served_in_the_end_is_innocent() -> None:
     quarantine = Quarantine(max_deaths=2, hold_s=60)
-    for _ in range(5):
-        quarantine.on_death(b"a", 0.0)
+    for index in range(5):
+        quarantine.on_death(b"a", f"r{index}", 0.0)
         quarantine.on_success(b"a")
     assert quarantine.is_empty
 
 
 def test_it_is_let_go_in_time() -> None:
     quarantine = Quarantine(max_deaths=1, hold_s=60)
-    quarantine.on_death(b"a", 0.0)
+    quarantine.on_death(b"a", "r0", 0.0)
     assert quarantine.holds(b"a", 60.0)
     assert not quarantine.holds(b"a", 60.1)
     assert quarantine.is_empty
@@ -70,5 +71,5 @@ def test_it_is_let_go_in_time() -> None:
 def test_it_forgets_the_oldest_when_it_is_full() -> None:
     quarantine = Quarantine(max_deaths=1, hold_s=60, max_entries=2)
     for name in (b"a", b"b", b"a", b"c"):
-        quarantine.on_death(name, 0.0)
+        quarantine.on_death(name, "r0", 0.0)
     assert [quarantine.holds(name, 0.0) for name in (b"a", b"b", b"c")] == [True, False, True]
