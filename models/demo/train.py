@@ -26,7 +26,7 @@ from models.demo.model import Llama, Shape
 from models.demo.text import FOLDER, PAD, TURN_END, TURN_START, answer_spans, load_tokenizer, render, token_id
 from models.demo.tokenizer import known_words
 
-STEPS = 8000
+STEPS = 5600
 CONVERSATIONS_PER_STEP = 48
 STEPS_PER_POOL = 20
 MICRO_BATCH_TOKENS = 1536

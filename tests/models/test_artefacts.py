@@ -55,6 +55,10 @@ def test_the_figures_belong_to_these_weights() -> None:
     assert read_json("eval.json")["weights_sha256"] == digest
 
 
+def test_the_model_is_right_about_what_it_was_taught() -> None:
+    assert read_json("eval.json")["tasks"]["overall"]["accuracy"] >= 0.95
+
+
 @pytest.mark.parametrize("row", sorted(read_json("eval.json")["tasks"]) if (FOLDER / "eval.json").exists() else [])
 def test_the_readme_shows_the_measured_figure(row: str) -> None:
     accuracy = read_json("eval.json")["tasks"][row]["accuracy"]
