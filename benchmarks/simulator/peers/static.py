@@ -1,0 +1,18 @@
+"""A fleet that never changes: what most deployments are."""
+
+from collections.abc import Sequence
+
+from benchmarks.simulator.fleet import View
+from benchmarks.simulator.scenario import Scenario
+
+
+class Static:
+    """``num_replicas`` of the first primary pool, and the others' minimum."""
+
+    def __init__(self, scenario: Scenario, num_replicas: int = 1) -> None:
+        self._targets = [pool.replicas.min for pool in scenario.pools]
+        index = next(index for index, pool in enumerate(scenario.pools) if pool.fallback is None)
+        self._targets[index] = num_replicas
+
+    def targets(self, view: View) -> Sequence[int]:
+        return self._targets

@@ -1,0 +1,111 @@
+"""A request trace: when requests arrive, how long their prompts and their answers are.
+
+Read from any of: `arrival_s,prompt_tokens,output_tokens` (ours), `TIMESTAMP,ContextTokens,GeneratedTokens` (Azure),
+`Timestamp,Model,Request tokens,Response tokens,…` (BurstGPT), JSON lines with `timestamp` in ms, `input_length` and
+`output_length` (Mooncake); plain or gzip. Times are made to start at the first arrival.
+"""
+
+import csv
+import datetime
+import gzip
+import json
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+
+class TraceError(Exception):
+    """The file is no trace that we can read. Says what and where."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """Requests sorted by arrival: seconds since the first, tokens of prompt and answer (at least 1 each)."""
+
+    name: str
+    arrival_s: "array[float]"
+    prompt_tokens: "array[int]"
+    output_tokens: "array[int]"
+
+    def __len__(self) -> int:
+        return len(self.arrival_s)
+
+    @property
+    def span_s(self) -> float:
+        return self.arrival_s[-1]
+
+    def part(self, start_s: float, end_s: float) -> "Trace":
+        """The requests of [start_s, end_s), starting anew at 0. For tuning on one part and testing on another."""
+        kept = [index for index, at_s in enumerate(self.arrival_s) if start_s <= at_s < end_s]
+        return Trace(
+            f"{self.name}[{start_s:g}:{end_s:g}]",
+            array("d", (self.arrival_s[index] - start_s for index in kept)),
+            array("l", (self.prompt_tokens[index] for index in kept)),
+            array("l", (self.output_tokens[index] for index in kept)),
+        )
+
+
+def read_trace(path: Path) -> Trace:
+    """Raises TraceError: unknown columns, a value that is no number, or no request at all."""
+    name = path.name.removesuffix(".gz")
+    for suffix in (".csv", ".jsonl"):
+        name = name.removesuffix(suffix)
+    try:
+        with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
+            rows = sorted(_rows(file))
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise TraceError(f"{path}: cannot be read: {error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise TraceError(f"{path}: a row lacks a number where one must be: {error}") from error
+    if not rows:
+        raise TraceError(f"{path}: no requests")
+    first_s = rows[0][0]
+    return Trace(
+        name,
+        array("d", (row[0] - first_s for row in rows)),
+        array("l", (max(1, row[1]) for row in rows)),
+        array("l", (max(1, row[2]) for row in rows)),
+    )
+
+
+def _rows(file: TextIO) -> Iterator[tuple[float, int, int]]:
+    first = file.readline()
+    file.seek(0)
+    if first.lstrip().startswith("{"):
+        for line in file:
+            if line.strip():
+                row = json.loads(line)
+                yield row["timestamp"] / 1000.0, int(row["input_length"]), int(row["output_length"])
+        return
+    reader = csv.DictReader(file)
+    columns = {name.strip().lower(): name for name in reader.fieldnames or ()}
+    for at, prompt, output in _COLUMNS:
+        if at in columns and prompt in columns and output in columns:
+            for row in reader:
+                number = int(float(row[columns[output]]))
+                if number > 0 or at != "timestamp" or "model" not in columns:  # BurstGPT marks failures with 0
+                    yield _seconds(row[columns[at]]), int(float(row[columns[prompt]])), number
+            return
+    raise ValueError(f"columns {sorted(columns)} are of no known trace format")
+
+
+_COLUMNS = (
+    ("arrival_s", "prompt_tokens", "output_tokens"),
+    ("timestamp", "contexttokens", "generatedtokens"),
+    ("timestamp", "request tokens", "response tokens"),
+)
+
+
+def _seconds(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        # Azure writes seven digits of a second and sometimes a zone; Python reads six.
+        head, dot, tail = text.strip().replace("T", " ").partition(".")
+        digits = tail[: len(tail) - len(tail.lstrip("0123456789"))]
+        moment = datetime.datetime.fromisoformat(head.removesuffix("Z"))
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=datetime.UTC)
+        return moment.timestamp() + (float(f"0.{digits}") if dot else 0.0)

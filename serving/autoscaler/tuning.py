@@ -1,0 +1,42 @@
+"""The autoscaler's own constants: one set for every workload, each with what it trades."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """Times in seconds."""
+
+    budget_share: float = 0.7
+    """Share of the error budget that is aimed at; the rest is for what no forecast sees."""
+    budget_window_s: float = 86_400.0
+    """How long a miss is remembered."""
+    budget_prior_s: float = 3_600.0
+    """How long a fresh memory takes itself to have met the budget exactly: it neither saves nor spends at first."""
+    min_prior_requests: float = 1_000.0
+    price_gain: float = 1.5
+    """e-folds of the shadow price per budget over- or underspent."""
+    max_pressure: float = 1.5
+    """Most e-folds that the budget moves the shadow price by, up or down: a lost budget is not won back at any
+    price."""
+    price_scale: float = 0.3
+    """Shadow price at a budget spent exactly, in units of (one replica) / (budgeted misses of the mean load)."""
+    hold_cold_starts: float = 0.5
+    """How many cold starts long a replica is kept after it was last needed (ski rental: at 1, keeping it costs at most
+    what starting it again would)."""
+    min_hold_s: float = 90.0
+    regret_cold_starts: float = 2.0
+    """A scale-down that is taken back within this many cold starts was a mistake: the next one waits twice as long."""
+    max_regret: float = 3.0
+    regret_memory_s: float = 3_600.0
+    relearn_s: float = 240.0
+    """No scale-down before this much was seen."""
+    step_down_margin: float = 0.05
+    """A smaller fleet must score this much better."""
+    pending_timeout_cold_starts: float = 2.0
+    """A replica that starts for longer than this many 90th percentiles of a cold start is given up."""
+    min_pending_timeout_s: float = 60.0
+    back_off_s: float = 60.0
+    max_back_off_s: float = 900.0
+    patience_s: float = 300.0
+    """How long a late request may wait while nothing is up that could serve it."""

@@ -1,0 +1,59 @@
+"""How soon a replica would answer: TTFT and TPOT predicted from its measured speeds and its pending work.
+
+One engine step takes
+
+    step = c0 + c1 · sequences + ckv · KV tokens + cp · prefill tokens
+
+(`ballast bench calibrate` fits the four). With chunked prefill a step carries one token of every running sequence and
+fills the rest of its token budget with prompt tokens, first come first served, so a backlog of prompt tokens drains at
+(budget − sequences) / step.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class StepModel:
+    """Measured speeds of one replica, and the bounds its engine was started with."""
+
+    c0_s: float
+    """Seconds of an empty step."""
+    c1_s_per_sequence: float
+    ckv_s_per_token: float
+    """Seconds for each token that the sequences of a step hold in the KV cache."""
+    cp_s_per_token: float
+    """Seconds for each prompt token of a step."""
+    max_num_batched_tokens: int
+    """Token budget of a step."""
+    max_num_seqs: int
+    kv_capacity_tokens: int
+
+    def step_s(self, num_sequences: float, kv_tokens: float, prefill_tokens: float = 0.0) -> float:
+        """Seconds of one step."""
+        return (
+            self.c0_s
+            + self.c1_s_per_sequence * num_sequences
+            + self.ckv_s_per_token * kv_tokens
+            + self.cp_s_per_token * prefill_tokens
+        )
+
+
+def prefill_tokens_per_s(model: StepModel, num_running: float, kv_tokens: float) -> float:
+    """Speed at which a backlog of prompt tokens drains while ``num_running`` sequences decode."""
+    chunk_tokens = max(1.0, model.max_num_batched_tokens - num_running)
+    return chunk_tokens / model.step_s(num_running, kv_tokens, chunk_tokens)
+
+
+def backlog_s(model: StepModel, pending_prefill_tokens: float, num_running: float, kv_tokens: float) -> float:
+    """Seconds until the prompt tokens sent to a replica so far are done."""
+    return pending_prefill_tokens / prefill_tokens_per_s(model, num_running, kv_tokens)
+
+
+def ttft_s(backlog_s: float, prompt_tokens: float, prefill_tokens_per_s: float) -> float:
+    """Seconds to the first token of a request sent now, behind ``backlog_s`` of others' prompts."""
+    return backlog_s + prompt_tokens / prefill_tokens_per_s
+
+
+def tpot_s(model: StepModel, num_running: float, kv_tokens: float) -> float:
+    """Seconds per output token with one more sequence than now, between two prompts."""
+    return model.step_s(num_running + 1, kv_tokens)

@@ -1,0 +1,54 @@
+"""Every trace format is read as the same requests."""
+
+import gzip
+from pathlib import Path
+
+import pytest
+
+from benchmarks.simulator.trace import TraceError, read_trace
+
+OURS = "arrival_s,prompt_tokens,output_tokens\n10.0,100,5\n12.5,200,7\n"
+AZURE = (
+    "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.6805900,100,5\n2023-11-16 18:15:49.1805900,200,7\n"
+)
+AZURE_2024 = (
+    "TIMESTAMP,ContextTokens,GeneratedTokens\n"
+    "2024-05-10 00:00:00.009930+00:00,100,5\n2024-05-10 00:00:02.509930+00:00,200,7\n"
+)
+BURST = (
+    "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
+    "5,ChatGPT,100,5,105,x\n6,ChatGPT,300,0,300,x\n7.5,GPT-4,200,7,207,x\n"
+)
+MOONCAKE = (
+    '{"timestamp": 27500, "input_length": 200, "output_length": 7, "hash_ids": [1]}\n\n'
+    '{"timestamp": 25000, "input_length": 100, "output_length": 5, "hash_ids": [1]}\n'
+)
+
+
+@pytest.mark.parametrize("text", [OURS, AZURE, AZURE_2024, BURST, MOONCAKE])
+def test_formats(text: str, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(text)
+    with gzip.open(tmp_path / "t.csv.gz", "wt") as file:
+        file.write(text)
+    for name in ("t.csv", "t.csv.gz"):
+        trace = read_trace(tmp_path / name)
+        assert trace.name == "t"
+        assert list(trace.arrival_s) == pytest.approx([0.0, 2.5])
+        assert list(trace.prompt_tokens) == [100, 200]
+        assert list(trace.output_tokens) == [5, 7]
+    assert len(trace.part(1.0, 9.0)) == 1
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a,b\n1,2\n", "arrival_s,prompt_tokens,output_tokens\nx,1,1\n", '{"timestamp": 1}\n']
+)
+def test_what_is_no_trace_is_refused(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(text)
+    with pytest.raises(TraceError, match=r"t\.csv"):
+        read_trace(path)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(TraceError):
+        read_trace(tmp_path / "none.csv.gz")
