@@ -194,7 +194,8 @@ def _miss_usd(offers: Sequence[PoolOffer], seen: Outlook, spent: float, spec: Sp
     cheapest = min(primary, key=lambda offer: offer.usd_per_s / offer.capacity_per_s)
     halfway_per_s = math.sqrt(max(_MIN_RATE_PER_S, seen.day_per_s) * cheapest.capacity_per_s)
     allowed_per_s = max(1e-6, 1.0 - spec.objective) * tuning.budget_share * halfway_per_s
-    pressure = min(tuning.max_pressure, max(-tuning.max_pressure, tuning.price_gain * (spent - 1.0)))
+    gain = tuning.price_gain if spent > 1.0 else tuning.saving_gain
+    pressure = min(tuning.max_pressure, max(-tuning.max_saving, gain * (spent - 1.0)))
     return max(cheapest.usd_per_s, 1e-9) * tuning.price_scale / allowed_per_s * math.exp(pressure)
 
 

@@ -15,10 +15,13 @@ class Tuning:
     """How long a fresh memory takes itself to have met the budget exactly: it neither saves nor spends at first."""
     min_prior_requests: float = 1_000.0
     price_gain: float = 1.5
-    """e-folds of the shadow price per budget over- or underspent."""
+    """e-folds of the shadow price per budget overspent."""
+    saving_gain: float = 1.5
+    """The same for a budget that is not spent."""
     max_pressure: float = 1.5
-    """Most e-folds that the budget moves the shadow price by, up or down: a lost budget is not won back at any
-    price."""
+    """Most e-folds up: a lost budget is not won back at any price."""
+    max_saving: float = 3.0
+    """Most e-folds down."""
     price_scale: float = 0.3
     """Shadow price at a budget spent exactly, in units of (one replica) / (budgeted misses of the mean load)."""
     hold_cold_starts: float = 0.5
