@@ -3,6 +3,11 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes says more of what else runs on the machine than of the code.
+settings.register_profile("shared machine", deadline=None)
+settings.load_profile("shared machine")
 
 _E2E = Path(__file__).parent / "e2e"
 

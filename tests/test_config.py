@@ -14,13 +14,15 @@ from pydantic import ValidationError
 
 from serving.config import Config, Environment, load_config, parse_config, read_environment
 from serving.config.limits import Limits
-from serving.config.pool import CpuPool, CudaPool
+from serving.config.pool import CPU_COLD_START_S, CUDA_COLD_START_S, CpuPool, CudaPool
 from serving.config.problem import FileProblem
+from serving.config.speed import CPU_SPEED, CUDA_SPEED
 from serving.errors import ConfigError, Problem
 
 ROOT = Path(__file__).parent.parent
 CPU_POOL = {"name": "cpu", "device": "cpu", "cpus_per_replica": 1, "usd_per_hour": 0.1}
 CUDA_POOL = {"name": "gpu", "device": "cuda", "gpus_per_replica": 2, "usd_per_hour": 2.5}
+SPEED = {"step_s": 0.1, "sequence_s": 0.01, "kv_token_s": 0, "prompt_token_s": 0.001}
 MODEL = {"name": "m", "source": "owner/name", "pools": [CPU_POOL, CUDA_POOL]}
 FULL = {
     "server": {"host": "127.0.0.1", "port": 8000, "log_level": "info"},
@@ -123,6 +125,30 @@ def test_a_replica_on_part_of_a_gpu_takes_that_part_of_its_memory(
     assert parsed.gpu_memory_utilization == pytest.approx(expected)
 
 
+def test_an_engine_is_as_fast_as_its_device_until_the_file_says_better() -> None:
+    cpu, cuda = parse({"models": [MODEL]}).models[0].pools
+    assert (cpu.seed_speed, cpu.seed_cold_start_s) == (CPU_SPEED, CPU_COLD_START_S)
+    assert (cuda.seed_speed, cuda.seed_cold_start_s) == (CUDA_SPEED, CUDA_COLD_START_S)
+    [known] = parse(with_pool(speed=SPEED, cold_start_s=7)).models[0].pools
+    assert (known.seed_speed, known.seed_cold_start_s) == ((0.1, 0.01, 0.0, 0.001), 7.0)
+
+
+@pytest.mark.parametrize(
+    ("resources", "fitting"),
+    [({}, []), ({"CPU": 0.5}, []), ({"CPU": 1.0}, ["cpu"]), ({"CPU": 8.0, "GPU": 1.0}, ["cpu"]),
+     ({"CPU": 8.0, "GPU": 2.0}, ["cpu", "gpu"])],
+)  # fmt: skip
+def test_a_node_takes_a_replica_if_it_has_the_devices(resources: dict[str, float], fitting: list[str]) -> None:
+    assert [pool.name for pool in parse({"models": [MODEL]}).models[0].pools if pool.fits(resources)] == fitting
+
+
+def test_a_pool_stands_in_for_others_only_where_the_file_says_so() -> None:
+    cpu, cuda = parse(FULL).models[0].pools
+    assert cpu.fallback is None
+    assert cuda.fallback is not None
+    assert (cuda.fallback.max_prompt_tokens, cuda.fallback.max_output_tokens, cuda.fallback.keys) == (5, 256, None)
+
+
 @pytest.mark.parametrize(
     ("host", "is_loopback"),
     [("127.0.0.1", True), ("127.8.8.8", True), ("::1", True), ("localhost", True), ("0.0.0.0", False)],
@@ -201,6 +227,32 @@ REFUSED: list[tuple[dict[str, object], str, str, str | None]] = [
     (with_pool(name="CPU"), "models[0].pools[0].name", "pattern", None),
     (with_pool(device="gpu"), "models[0].pools[0].device", "must be cpu or cuda", "cpu"),
     (with_pool(cpus_per_replica=0), "models[0].pools[0].cpus_per_replica", "greater than 0", None),
+    (
+        with_pool(speed={k: v for k, v in SPEED.items() if k != "sequence_s"}),
+        "models[0].pools[0].speed.sequence_s",
+        "is required",
+        None,
+    ),
+    (
+        with_pool(speed=SPEED | {"prompt_token_s": 0}),
+        "models[0].pools[0].speed.prompt_token_s",
+        "greater than 0",
+        None,
+    ),
+    (with_pool(speed=SPEED | {"step_s": -1}), "models[0].pools[0].speed.step_s", "greater than or equal to 0", None),
+    (with_pool(cold_start_s=0), "models[0].pools[0].cold_start_s", "greater than 0", None),
+    (with_pool(fallback={"max_prompts": 5}), "models[0].pools[0].fallback.max_prompts", "unknown key", None),
+    (
+        with_pool(fallback={"max_prompt_tokens": 0}),
+        "models[0].pools[0].fallback.max_prompt_tokens",
+        "greater than or equal to 1",
+        None,
+    ),
+    (with_model(slo={"objective": 1}), "models[0].slo.objective", "less than 1", None),
+    (with_model(slo={"objective": 99}), "models[0].slo.objective", "less than 1", None),
+    (with_model(slo={"shed": "yes"}), "models[0].slo.shed", "must be a valid boolean", None),
+    (FULL | {"autoscaler": {"mode": "off"}}, "autoscaler.mode", "must be 'act' or 'recommend'", None),
+    (FULL | {"limits": {"max_queued_requests": 0}}, "limits.max_queued_requests", "greater than or equal to 1", None),
     (with_pool(replicas={"min": 3, "max": 2}), "models[0].pools[0].replicas", "min (3) is over max (2)", None),
     (with_pool(replicas={"min": 0, "max": 0}), "models[0].pools[0].replicas.max", "greater than or equal", None),
     (with_pool(gpus_per_replica=1), "models[0].pools[0].gpus_per_replica", "only device: cuda", None),

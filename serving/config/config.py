@@ -3,6 +3,7 @@
 from pydantic import Field, JsonValue
 from pydantic.json_schema import GenerateJsonSchema
 
+from serving.config.autoscaler import AutoscalerConfig
 from serving.config.limits import Limits
 from serving.config.model import ModelConfig
 from serving.config.section import Section
@@ -15,6 +16,7 @@ class Config(Section):
     server: ServerConfig = Field(
         default_factory=ServerConfig, description="Where Ballast listens, keeps state and how it stops."
     )
+    autoscaler: AutoscalerConfig = Field(default=AutoscalerConfig(), description="How the pools are sized.")
     limits: Limits = Field(default=Limits(), description="Caps on what one request may ask.")
     models: tuple[ModelConfig, ...] = Field(min_length=1, strict=False, description="The models served. At least one.")
 

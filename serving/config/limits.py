@@ -100,6 +100,12 @@ class Limits(Section):
     slow_reader_timeout_s: float = Field(
         default=60.0, gt=0, le=3600, description="Seconds a paused stream may stay full."
     )
+    max_queued_requests: int = Field(
+        default=2048,
+        ge=1,
+        le=1_000_000,
+        description="Requests of one model waiting in a gateway; more is a 503, or a 429 for the tenant with most.",
+    )
     queue_timeout_s: float = Field(
         default=30.0, ge=0, le=3600, description="Seconds to wait for a replica that can take the request; then a 503."
     )

@@ -37,6 +37,12 @@ class Slo(Section):
 
     ttft_s: float = Field(default=2.0, gt=0, le=3600, description="Seconds to the first token.")
     tpot_s: float = Field(default=0.1, gt=0, le=60, description="Seconds per output token after the first.")
+    objective: float = Field(
+        default=0.99, ge=0.5, lt=1, description="Share of requests that must meet both. The rest is the error budget."
+    )
+    shed: bool = Field(
+        default=False, description="Refuse (503) what can no longer get its first token in time; else serve it late."
+    )
 
 
 class Cost(Section):

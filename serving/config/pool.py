@@ -1,15 +1,20 @@
 """A pool: replicas of one model on one kind of device, at one price."""
 
+from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from serving.config.engine import CpuEngine, CudaEngine
 from serving.config.section import PoolName, Section
+from serving.config.speed import CPU_SPEED, CUDA_SPEED, Speed
+from serving.protocol.frames import StepSpeed
 
 DEFAULT_GPU_MEMORY_UTILIZATION = 0.9
 """vLLM's usual share: the rest is room for CUDA graphs, NCCL and fragmentation."""
 
+
+CPU_COLD_START_S, CUDA_COLD_START_S = 30.0, 180.0
 
 _WATCHDOG = "Seconds that one step of the engine may take; a replica that stands still longer is replaced."
 
@@ -32,12 +37,24 @@ class Fallback(Section):
 
     max_prompt_tokens: int = Field(default=1024, ge=1, le=10_000_000, description="Longest prompt it takes over.")
     max_output_tokens: int = Field(default=256, ge=1, le=10_000_000, description="Longest answer it takes over.")
+    keys: tuple[str, ...] | None = Field(
+        default=None, strict=False, description="Ids of the API keys whose requests it takes over; null: all."
+    )
 
 
 class _Pool(Section):
     name: PoolName = Field(description="Name of the pool, unique within its model; shown in x-ballast-pool.")
     usd_per_hour: float = Field(ge=0, le=100_000, description="Price of one replica for an hour, in US dollars.")
     replicas: Replicas = Field(default=Replicas(), description="How many replicas.")
+    speed: Speed | None = Field(
+        default=None, description="What an engine step costs until it is measured; null: a guess by device."
+    )
+    cold_start_s: float | None = Field(
+        default=None,
+        gt=0,
+        le=86_400,
+        description="Seconds from the decision to a ready replica, before any was seen; null: a guess by device.",
+    )
     fallback: Fallback | None = Field(
         default=None, description="Set: this pool stands in for its siblings, within these bounds."
     )
@@ -50,6 +67,20 @@ class CpuPool(_Pool):
     watchdog_s: float = Field(default=60.0, ge=1, le=3600, description=_WATCHDOG)
     cpus_per_replica: float = Field(gt=0, le=1024, description="CPU cores of one replica; it runs that many threads.")
     engine: CpuEngine = Field(default=CpuEngine(), description="Engine settings.")
+
+    def fits(self, resources: Mapping[str, float]) -> bool:
+        """Whether a node of Ray with these resources, all of them free, could take one replica."""
+        return resources.get("CPU", 0.0) >= self.cpus_per_replica
+
+    @property
+    def seed_speed(self) -> StepSpeed:
+        """What an engine step costs until it has been measured."""
+        return self.speed.as_step_speed() if self.speed else CPU_SPEED
+
+    @property
+    def seed_cold_start_s(self) -> float:
+        """Seconds to a ready replica until one was seen to start."""
+        return self.cold_start_s or CPU_COLD_START_S
 
     @property
     def num_threads(self) -> int:
@@ -78,6 +109,20 @@ class CudaPool(_Pool):
                 f"(gpus_per_replica {self.gpus_per_replica:g})"
             )
         return self
+
+    def fits(self, resources: Mapping[str, float]) -> bool:
+        """Whether a node of Ray with these resources, all of them free, could take one replica."""
+        return resources.get("GPU", 0.0) >= self.gpus_per_replica
+
+    @property
+    def seed_speed(self) -> StepSpeed:
+        """What an engine step costs until it has been measured."""
+        return self.speed.as_step_speed() if self.speed else CUDA_SPEED
+
+    @property
+    def seed_cold_start_s(self) -> float:
+        """Seconds to a ready replica until one was seen to start."""
+        return self.cold_start_s or CUDA_COLD_START_S
 
     @property
     def tensor_parallel_size(self) -> int:

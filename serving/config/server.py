@@ -66,5 +66,10 @@ class ServerConfig(Section):
         return self.state_dir / "logs" / "ballast.jsonl"
 
     @property
+    def decisions_dir(self) -> Path:
+        """Where the autoscaler records what it decides."""
+        return self.state_dir / "decisions"
+
+    @property
     def admin_host(self) -> str:
         return ADMIN_HOST

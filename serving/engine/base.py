@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from serving.protocol.asgi import AsgiApp
-from serving.protocol.frames import Usage
+from serving.protocol.frames import NO_WORK, StepSpeed, Usage, WorkDone
 
 
 @dataclass(slots=True)
@@ -67,6 +67,12 @@ class EngineLoad:
     iterations: int = 0
     unfinished: int = 0
     """Requests handed to the engine that it has not finished, whether it has looked at them or not."""
+    work: WorkDone = NO_WORK
+    speed: StepSpeed = (0.001, 0.0, 0.0, 1e-6)
+    """Measured; an engine that measures nothing promises much."""
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 2048
+    kv_capacity_tokens: int = 1_000_000
 
 
 class Engine(Protocol):

@@ -19,6 +19,9 @@ from serving.protocol import sse
 from serving.protocol.asgi import AsgiApp, Receive, Scope, Send
 from serving.replica.options import ReplicaOptions
 
+_PROMPT_TOKEN_S = 1e-6
+"""The length of a prompt makes no difference to it."""
+
 
 class ScriptedFailure(RuntimeError):
     """What an order in a prompt asked for."""
@@ -67,9 +70,18 @@ class ScriptedEngine:
         return self._script.max_model_len
 
     def load(self) -> EngineLoad:
-        usage = min(1.0, self._running / self._script.max_num_seqs)
-        unfinished = self._running + self._waiting
-        return EngineLoad(self._running, self._waiting, usage, self._generated, self._iterations, unfinished)
+        script = self._script
+        return EngineLoad(
+            running=self._running,
+            waiting=self._waiting,
+            kv_cache_usage=min(1.0, self._running / script.max_num_seqs),
+            generated_tokens=self._generated,
+            iterations=self._iterations,
+            unfinished=self._running + self._waiting,
+            speed=(script.step_s, 0.0, 0.0, _PROMPT_TOKEN_S),
+            max_num_seqs=script.max_num_seqs,
+            kv_capacity_tokens=script.max_num_seqs * script.max_model_len,
+        )
 
     async def stop(self) -> None:
         self._dead.set()

@@ -20,8 +20,9 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from serving.errors import BallastError
 from serving.protocol.asgi import Receive, Scope, Send
 from serving.protocol.frames import OpenHead
-from serving.router.directory import Directory, Replica
+from serving.router.directory import Directory
 from serving.router.link import ReplicaStream, StreamFailed
+from serving.router.replica import Replica
 
 logger = logging.getLogger("ballast.admin")
 

@@ -2,22 +2,32 @@
 
 import asyncio
 import logging
-import random
 import time
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
-from serving.config.limits import Limits
-from serving.errors import EngineUnavailable, Quarantined, ReplicaLost, ReplicaSilent
+from serving.config import Config
+from serving.config.model import ModelConfig
+from serving.config.pool import Fallback
+from serving.errors import ApiError, EngineUnavailable, Overloaded, Quarantined, ReplicaLost, ReplicaSilent
+from serving.gateway.auth import Identity
+from serving.gateway.deaths import SharedQuarantine
 from serving.gateway.endpoint import Endpoint
 from serving.gateway.exchange import ClientGone, Exchange
 from serving.gateway.json_body import serialise
-from serving.gateway.validate import ValidRequest
+from serving.gateway.request import ValidRequest
 from serving.protocol.asgi import Receive
 from serving.protocol.frames import OpenHead
-from serving.router.directory import Directory, Replica
+from serving.protocol.stats import DemandStats, PoolStats, Stats
+from serving.router.affinity import Affinity, prefixes
+from serving.router.choice import Rules
+from serving.router.demand import Demand
+from serving.router.directory import Directory
 from serving.router.failover import Quarantine, RetryBudget
+from serving.router.line import Line, Waiting
 from serving.router.link import ReplicaStream, StreamFailed
-from serving.router.policy import choose
+from serving.router.replica import Prefill, Replica
 from serving.telemetry import metrics
 
 logger = logging.getLogger("ballast.gateway")
@@ -26,24 +36,123 @@ audit = logging.getLogger("ballast.audit")
 RETRY_AFTER_S = 1.0
 MAX_DEATHS = 2
 
+_WORK = frozenset({Endpoint.CHAT, Endpoint.COMPLETIONS, Endpoint.RESPONSES, Endpoint.MESSAGES, Endpoint.EMBEDDINGS})
+"""What the engine computes for; the others are answered by the tokenizer alone."""
+
+Coming = Callable[[str], float | None]
+"""Of a model: see ``coming_s`` of `Line`."""
+
+
+def nobody_knows(_model: str) -> float:
+    """Where no autoscaler tells."""
+    return float("nan")
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who sent a request. ``salt`` keeps its prompts apart from others' in the engine's cache; ``fingerprint`` is what
+    the request is recognised by when it comes again, asked only when engines have died."""
+
+    identity: Identity
+    salt: str
+    fingerprint: Callable[[], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRoutes:
+    """What the requests of one model share in a gateway."""
+
+    model: ModelConfig
+    line: Line
+    demand: Demand
+    affinity: Affinity
+    fallbacks: Mapping[str, Fallback]
+    """By pool."""
+
 
 class Dispatcher:
-    """What the requests of one gateway share: the replicas, and the bounds on failing over."""
+    """What the requests of one gateway share: the replicas, the lines before them, and the bounds on failing over."""
 
-    def __init__(self, directory: Directory, limits: Limits) -> None:
+    def __init__(self, directory: Directory, config: Config, deaths_path: Path, coming: Coming = nobody_knows) -> None:
         self.directory = directory
-        self.limits = limits
-        self.rng = random.Random()
+        self.limits = limits = config.limits
         self.budget = RetryBudget(limits.retry_budget_ratio, limits.retry_budget_floor)
-        self.quarantine = Quarantine(MAX_DEATHS, limits.quarantine_s)
+        self.quarantine = SharedQuarantine(Quarantine(MAX_DEATHS, limits.quarantine_s), deaths_path)
+        self.routes = {model.name: self._routes(model, coming) for model in config.models}
+        directory.on_change(self.pump)
+
+    def pump(self) -> None:
+        for routes in self.routes.values():
+            routes.line.pump()
+
+    def tick(self) -> None:
+        """Call about twice a second."""
+        for name, routes in self.routes.items():
+            routes.line.tick()
+            num_late = sum(1 for _ in routes.line.late)
+            metrics.WAITING.labels(name, "in_time").set(routes.line.num_waiting - num_late)
+            metrics.WAITING.labels(name, "late").set(num_late)
+
+    def end_all(self) -> None:
+        """Nobody waits any longer."""
+        for routes in self.routes.values():
+            routes.line.end_all()
+
+    def stats(self) -> Stats:
+        """What the autoscaler is told."""
+        replicas = self.directory.all()
+        stats = DemandStats.as_streams({replica.name: replica.link.num_streams for replica in replicas})
+        for name, routes in self.routes.items():
+            stats |= self._demand_stats(routes).as_stats(name, routes.demand.prompts)
+            for pool in routes.model.pools:
+                stats |= self._pool_stats(name, pool.name).as_stats(name, pool.name)
+        return stats
+
+    def _demand_stats(self, routes: ModelRoutes) -> DemandStats:
+        demand, late = routes.demand, list(routes.line.late)
+        return DemandStats(
+            num_arrived=demand.num_arrived,
+            prompt_tokens=demand.prompt_tokens,
+            num_finished=demand.num_finished,
+            output_tokens=demand.output_tokens,
+            num_met=demand.num_met,
+            num_missed=demand.num_missed,
+            num_queued=routes.line.num_waiting - len(late),
+            num_late=len(late),
+            late_prompt_tokens=sum(waiting.prompt_tokens for waiting in late),
+            oldest_late_s=time.monotonic() - min(waiting.arrived_s for waiting in late) if late else 0.0,
+        )
+
+    def _pool_stats(self, model: str, pool: str) -> PoolStats:
+        """Speeds are the mean over the pool's replicas; all of them have the same bounds."""
+        loads = [
+            replica.load
+            for replica in self.directory.replicas(model)
+            if replica.address.pool == pool and replica.load is not None
+        ]
+        work = self.directory.work(model, pool)
+        if not loads:
+            return PoolStats(*work)
+        speed = [sum(values) / len(loads) for values in zip(*(load["speed"] for load in loads), strict=True)]
+        first = loads[0]
+        bounds = (first["max_num_batched_tokens"], first["max_num_seqs"], first["kv_capacity_tokens"])
+        return PoolStats(*work, *speed, *map(float, bounds))
+
+    def _routes(self, model: ModelConfig, coming: Coming) -> ModelRoutes:
+        limits = self.limits
+        line = Line(
+            Rules(tpot_slo_s=model.slo.tpot_s, is_shedding=model.slo.shed),
+            limits.max_queued_requests,
+            limits.queue_timeout_s,
+            lambda: coming(model.name),
+        )
+        fallbacks = {pool.name: pool.fallback for pool in model.pools if pool.fallback is not None}
+        return ModelRoutes(model, line, Demand(), Affinity(), fallbacks)
 
 
 class Dispatch:
-    """One request's streams, one after the other.
-
-    Args:
-        fingerprint: what the request is recognised by when it comes again; asked only when engines have died.
-        receive: to notice that the client leaves while nothing has been sent.
+    """One request's streams, one after the other. ``receive`` is to notice that the client leaves while nothing has
+    been sent.
     """
 
     def __init__(
@@ -52,17 +161,28 @@ class Dispatch:
         exchange: Exchange,
         endpoint: Endpoint,
         request: ValidRequest,
-        fingerprint: Callable[[], bytes],
+        caller: Caller,
         receive: Receive,
     ) -> None:
         self._dispatcher = dispatcher
+        self._routes = routes = dispatcher.routes[exchange.model]
         self._exchange = exchange
-        self._fingerprint = fingerprint
+        self._fingerprint = caller.fingerprint
         self._receive = receive
         self._num_deaths = 0
         self._replica: Replica | None = None
+        self._prefill: Prefill | None = None
+        self._stream: ReplicaStream | None = None
         self._tried: set[str] = set()
         self._body = serialise(request.body)
+        self._max_output_tokens = request.max_output_tokens
+        self._prefixes = prefixes(request.body, caller.salt)
+        self._is_work = endpoint in _WORK
+        self._prompt_tokens = routes.demand.expected_prompt_tokens(len(self._body)) if self._is_work else 0
+        self._output_tokens = routes.demand.expected_output_tokens(request.max_output_tokens) if self._is_work else 0
+        self._is_slo_missed = False
+        self._pools = self._fallback_pools(caller.identity)
+        self._waiting = self._place_in_line(request, caller.identity)
         self._head: OpenHead = {
             "method": "POST",
             "path": endpoint.value,
@@ -77,96 +197,208 @@ class Dispatch:
     async def open(self) -> ReplicaStream:
         """The first stream; waits for a replica up to ``limits.queue_timeout_s``.
 
-        Raises Quarantined, EngineUnavailable, ClientGone.
+        Raises Quarantined, Overloaded, RateLimited, EngineUnavailable, ClientGone.
         """
         now_s = time.monotonic()
         self._dispatcher.budget.on_request(now_s)
+        if self._is_work:
+            self._routes.demand.on_arrival(self._prompt_tokens)
         quarantine = self._dispatcher.quarantine
         if not quarantine.is_empty and quarantine.holds(self._fingerprint(), now_s):
             raise self._quarantined()
-        return await self._open_in_time()
+        return await self._open_in_turn()
 
     async def again(self, error: Exception, resume: list[int] | None) -> ReplicaStream:
         """Another stream after one broke with ``error``. ``resume``: the tokens that the client has, if it has any; it
         waits for no replica then, because its client is in the middle of an answer.
 
-        Raises ``error`` where there must not be another, Quarantined, EngineUnavailable, ClientGone.
+        Raises ``error`` where there must not be another, Quarantined, Overloaded, EngineUnavailable, ClientGone.
         """
         now_s = time.monotonic()
         if _is_death(error):
             self._num_deaths += 1
-            self._dispatcher.quarantine.on_death(fingerprint := self._fingerprint(), self._exchange.replica, now_s)
+            self._dispatcher.quarantine.on_death(fingerprint := self._fingerprint(), self._exchange.replica)
             if self._num_deaths >= MAX_DEATHS or self._dispatcher.quarantine.holds(fingerprint, now_s):
                 raise self._quarantined() from error
         if not _may_be_well_elsewhere(error) or not self._dispatcher.budget.take(now_s):
             raise error
         self._head["resume"] = resume or []
         if resume is None and not isinstance(error, ReplicaSilent):
-            stream = await self._open_in_time()
-        elif (found := self._open_now(besides=self._tried)) is not None:
-            stream = found
+            self._stream, self._waiting.arrived_s = None, now_s
+            stream = await self._open_in_turn()
         else:
-            raise error
+            stream = self._open_now(error)
         kind = "restarted" if resume is None else "continued"
         metrics.FAILOVERS.labels(self._exchange.model, kind).inc()
         logger.info("request %s %s on replica %s", self._exchange.request_id, kind, self._exchange.replica)
         return stream
 
+    def on_first_byte(self) -> None:
+        """The answer has begun: its prompt is computed."""
+        if self._prefill is not None:
+            self._prefill.end()
+            self._prefill = None
+            self._dispatcher.directory.announce()
+
+    def tick(self, now_s: float) -> None:
+        """Call about twice a second: an answer that comes whole does not say when its prompt is done."""
+        if self._prefill is not None and now_s > self._prefill.due_s:
+            self.on_first_byte()
+
     def settle(self, error: Exception | None) -> None:
         """Tell the breaker of the last replica how its stream ended."""
+        self.on_first_byte()
         if self._replica is None:
             return
         breaker = self._replica.breaker
         if error is None:
             breaker.on_success()
             if not self._dispatcher.quarantine.is_empty:
-                self._dispatcher.quarantine.on_success(self._fingerprint())
+                self._dispatcher.quarantine.on_success(self._fingerprint(), time.monotonic())
         elif isinstance(error, ReplicaLost | StreamFailed) and not _is_moving(error):
             breaker.on_failure(time.monotonic())
             self._replica.has_dead_engine |= isinstance(error, StreamFailed) and _is_death(error)
         else:
             breaker.on_dropped()
+        self._replica.refresh()
+        self._dispatcher.directory.announce()
 
-    async def _open_in_time(self) -> ReplicaStream:
-        deadline_s = time.monotonic() + self._dispatcher.limits.queue_timeout_s
-        while (stream := self._open_now()) is None:
-            if not await self._replicas_changed(deadline_s - time.monotonic()):
-                raise EngineUnavailable(f"no replica of '{self._exchange.model}' is ready", retry_after_s=RETRY_AFTER_S)
-        return stream
+    def finish(self, error: Exception | None, now_s: float) -> None:
+        """The request is over, and ``exchange.usage`` says what it has cost."""
+        exchange, demand = self._exchange, self._routes.demand
+        usage = exchange.usage
+        if self._replica is not None:
+            self._replica.refresh()
+        if isinstance(error, ClientGone) or not self._is_work:
+            return
+        if isinstance(error, ApiError) and error.answer.status < 500:
+            return  # the engine has refused it, as it must
+        if error is None:
+            demand.on_finish(len(self._body), usage["prompt_tokens"], usage["output_tokens"])
+        if not self._is_slo_missed and not self._waiting.is_batch:  # batch is promised nothing
+            self._on_slo(error is None and self._is_slo_met(now_s))
 
-    def _open_now(self, besides: Container[str] = ()) -> ReplicaStream | None:
-        """A stream on the replica of choice, if one that is not in ``besides`` can take it."""
-        now_s = time.monotonic()
+    # ---------------------------------------------------------------------------------------------------- which replica
+
+    async def _open_in_turn(self) -> ReplicaStream:
+        """A stream on the replica of choice, when it is this request's turn."""
+        line, waiting = self._routes.line, self._waiting
+        try:
+            if not line.passes(waiting):
+                await self._wait_in_line(line, waiting)
+        except (Overloaded, EngineUnavailable):
+            if self._is_work and not self._waiting.is_batch and not self._is_slo_missed:
+                self._on_slo(is_met=False)
+            raise
+        assert self._stream is not None, "the line has called _send"
+        return self._stream
+
+    async def _wait_in_line(self, line: Line, waiting: Waiting) -> None:
+        turn = asyncio.ensure_future(line.wait(waiting))
+        gone = asyncio.ensure_future(disconnect(self._receive))
+        try:
+            await asyncio.wait({turn, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if self._stream is not None:
+                return  # it may be that the client has left in the same moment: whoever relays will notice
+            if not turn.done():
+                raise ClientGone("the client left while waiting for a replica")
+            turn.result()
+        finally:
+            turn.cancel()
+            gone.cancel()
+
+    def _open_now(self, error: Exception) -> ReplicaStream:
+        """A stream on a replica that was not tried yet, whatever line there is. Raises ``error``: there is none."""
+        able = self._able(besides=self._tried)
+        if not able:
+            raise error
+        self._send(min(able, key=lambda replica: (replica.is_fallback, replica.backlog_s, replica.num_running)))
+        assert self._stream is not None, "_send sets it or raises"
+        return self._stream
+
+    def _able(self, besides: Container[str] = ()) -> Sequence[Replica]:
+        """The replicas that may serve this request now, those of primary pools first."""
+        now_s, pools = time.monotonic(), self._pools
         able = [
             replica
             for replica in self._dispatcher.directory.replicas(self._exchange.model)
-            if replica.is_ready and replica.address.replica not in besides and replica.breaker.allows(now_s)
+            if replica.is_ready
+            and (not replica.is_fallback or replica.address.pool in pools)
+            and replica.name not in besides
+            and (not replica.breaker.num_failures or replica.breaker.allows(now_s))
         ]
-        replica = choose(able, self._dispatcher.rng)
-        if replica is None:
-            return None
+        if len(pools) and len(able) > 1:
+            able.sort(key=lambda replica: replica.is_fallback)
+        return able
+
+    def _send(self, replica: Replica) -> None:
+        """Open the stream on ``replica``. Raises ReplicaLost."""
         address, exchange = replica.address, self._exchange
         exchange.pool, exchange.replica, exchange.version = address.pool, address.replica, address.version
-        stream = replica.link.open(self._head, self._body, self._dispatcher.limits.stream_buffer_bytes)
+        prompt_tokens = max(1, self._prompt_tokens - self._cached_tokens(replica)) + len(self._head["resume"])
+        # What the replica reports as pending must be what is counted here, or the rest counts as other gateways'.
+        self._head["prompt_tokens"] = prompt_tokens if self._exchange.is_stream else 0
+        self._stream = replica.link.open(self._head, self._body, self._dispatcher.limits.stream_buffer_bytes)
+        self._prefill = replica.begin(prompt_tokens, prompt_tokens + round(self._output_tokens), time.monotonic())
         replica.breaker.on_sent()
         self._replica = replica
         self._tried.add(address.replica)
-        return stream
+        self._routes.affinity.sent(self._prefixes, replica.name)
+        exchange.fallback = None
+        if replica.is_fallback:
+            is_primary_up = any(not other.is_fallback for other in self._able())
+            exchange.fallback = "too-late-elsewhere" if is_primary_up else "no-primary-replica"
+            metrics.FALLBACKS.labels(exchange.model, address.pool, exchange.fallback).inc()
 
-    async def _replicas_changed(self, timeout_s: float) -> bool:
-        """Wait for another state of the replicas; False after ``timeout_s``. Raises ClientGone when the client leaves
-        meanwhile.
-        """
-        change = asyncio.create_task(self._dispatcher.directory.changed(timeout_s))
-        gone = asyncio.create_task(disconnect(self._receive))
-        try:
-            await asyncio.wait({change, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if gone.done():
-                raise ClientGone("the client left while waiting for a replica")
-            return change.result()
-        finally:
-            change.cancel()
-            gone.cancel()
+    def _cached_tokens(self, replica: Replica) -> int:
+        return self._waiting.cached_tokens if replica.name == self._waiting.home else 0
+
+    def _fallback_pools(self, identity: Identity) -> frozenset[str]:
+        """Which fallback pools may serve this request."""
+        limit = self._max_output_tokens
+        output_tokens = self._output_tokens if limit is None else limit
+        return frozenset(
+            pool
+            for pool, bounds in self._routes.fallbacks.items()
+            if self._prompt_tokens <= bounds.max_prompt_tokens
+            and output_tokens <= bounds.max_output_tokens
+            and (bounds.keys is None or identity.key_id in bounds.keys)
+        )
+
+    def _place_in_line(self, request: ValidRequest, identity: Identity) -> Waiting:
+        arrived_s = self._exchange.arrived_s
+        home = self._routes.affinity.home(self._prefixes)
+        return Waiting(
+            prompt_tokens=self._prompt_tokens,
+            expected_output_tokens=self._output_tokens,
+            deadline_s=arrived_s + self._routes.model.slo.ttft_s,
+            is_batch=request.is_batch,
+            allows_fallback=bool(self._pools),
+            tenant=identity.tenant,
+            replicas=self._able,
+            send=self._send,
+            home=home.replica if home else None,
+            cached_tokens=self._routes.demand.expected_prompt_tokens(home.num_bytes) if home else 0,
+            on_late=lambda: self._on_slo(is_met=False) if self._is_work else None,
+            arrived_s=arrived_s,
+        )
+
+    # -------------------------------------------------------------------------------------------------- how it went
+
+    def _on_slo(self, is_met: bool) -> None:
+        self._is_slo_missed = not is_met
+        self._routes.demand.on_slo(is_met)
+        metrics.SLO.labels(self._exchange.model, "met" if is_met else "missed").inc()
+
+    def _is_slo_met(self, now_s: float) -> bool:
+        exchange, slo = self._exchange, self._routes.model.slo
+        num_more = max(0, exchange.usage["output_tokens"] - 1)
+        if exchange.first_byte_s is None:
+            return True
+        if not exchange.is_stream:
+            return now_s - exchange.arrived_s <= slo.ttft_s + num_more * slo.tpot_s
+        is_prompt = exchange.first_byte_s - exchange.arrived_s <= slo.ttft_s
+        return is_prompt and now_s - exchange.first_byte_s <= num_more * slo.tpot_s + _WRITE_S
 
     def _quarantined(self) -> Quarantined:
         exchange = self._exchange
@@ -176,6 +408,10 @@ class Dispatch:
         )
         metrics.QUARANTINED.labels(exchange.model).inc()
         return Quarantined("engines died while they served this request; it is not tried again")
+
+
+_WRITE_S = 0.05
+"""Between the last token and the end of the answer: its last events."""
 
 
 async def disconnect(receive: Receive) -> None:

@@ -29,6 +29,8 @@ class Exchange:
     pool: str = ""
     replica: str = ""
     version: str = ""
+    fallback: str | None = None
+    """Why a fallback pool served it, if one did."""
     is_stream: bool = False
     accepted_s: float | None = None
     sent_s: float | None = None

@@ -1,31 +1,44 @@
 """The way of an inference request: read, check, choose a replica, relay the answer."""
 
 import time
+from pathlib import Path
 
 from serving.config import Config
 from serving.errors import Overloaded
 from serving.gateway.auth import Authenticator, Identity
 from serving.gateway.body import Headers, check_media, read_body
 from serving.gateway.catalog import Catalog, check_task
-from serving.gateway.dispatch import RETRY_AFTER_S, Dispatch, Dispatcher
+from serving.gateway.dispatch import RETRY_AFTER_S, Caller, Coming, Dispatch, Dispatcher, nobody_knows
 from serving.gateway.endpoint import Endpoint
 from serving.gateway.exchange import Exchange
 from serving.gateway.json_body import canonical, parse
 from serving.gateway.relay import Relay, Timing
 from serving.gateway.validate import RequestContext, ValidRequest, validate
 from serving.protocol.asgi import Receive, Send
+from serving.protocol.stats import Stats
 from serving.router.directory import Directory
 
 TICK_S = 0.5
 
 
 class Inference:
-    """Serves the POST endpoints. One per gateway process, on its event loop."""
+    """Serves the POST endpoints. One per gateway process, on its event loop.
 
-    def __init__(self, config: Config, catalog: Catalog, directory: Directory, authenticator: Authenticator) -> None:
+    ``deaths_path``: see `SharedQuarantine`.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        catalog: Catalog,
+        directory: Directory,
+        authenticator: Authenticator,
+        deaths_path: Path,
+        coming: Coming = nobody_knows,
+    ) -> None:
         self._limits = config.limits
         self._catalog = catalog
-        self._dispatcher = Dispatcher(directory, config.limits)
+        self._dispatcher = Dispatcher(directory, config, deaths_path, coming)
         self._authenticator = authenticator
         self._relays: set[Relay] = set()
         self.num_in_flight = 0
@@ -57,10 +70,21 @@ class Inference:
         finally:
             self.num_in_flight -= 1
 
+    def stats(self) -> Stats:
+        """What the autoscaler is told."""
+        return self._dispatcher.stats()
+
     def tick(self, now_s: float) -> None:
         """Call about twice a second."""
+        self._dispatcher.tick()
         for relay in list(self._relays):
             relay.tick(now_s)
+
+    def end_all(self) -> None:
+        """The gateway's time is up: answers that have begun end with an error event, the other requests with a 503."""
+        self._dispatcher.end_all()
+        for relay in list(self._relays):
+            relay.end()
 
     def _check(self, exchange: Exchange, endpoint: Endpoint, identity: Identity, body: bytes) -> ValidRequest:
         """What may go to the engine. Raises ApiError subclasses for everything that may not."""
@@ -93,7 +117,8 @@ class Inference:
         def fingerprint() -> bytes:
             return self._authenticator.fingerprint(identity, endpoint.value.encode() + canonical(body))
 
-        return Dispatch(self._dispatcher, exchange, endpoint, request, fingerprint, receive)
+        caller = Caller(identity, self._authenticator.cache_salt(identity), fingerprint)
+        return Dispatch(self._dispatcher, exchange, endpoint, request, caller, receive)
 
     async def _relay(self, relay: Relay) -> None:
         self._relays.add(relay)

@@ -17,14 +17,18 @@ from serving.config import Config
 from serving.edge.local_socket import LocalSocket
 from serving.edge.middleware import EdgeMiddleware
 from serving.edge.side_door import close_side_door
+from serving.gateway import deaths
 from serving.gateway.admin import AdminServer
 from serving.gateway.app import Gateway
 from serving.gateway.auth import REFRESH_S, STORE_BUSY_TIMEOUT_S, Authenticator
 from serving.gateway.catalog import Catalog
+from serving.gateway.fleet import FleetBoard
 from serving.gateway.inference import TICK_S, Inference
 from serving.gateway.membership import MembershipWatcher
 from serving.protocol.asgi import AsgiApp, Receive, Scope, Send
-from serving.router.directory import Directory, Replica
+from serving.protocol.stats import Stats
+from serving.router.directory import Directory
+from serving.router.replica import Replica
 from serving.telemetry import metrics
 from serving.telemetry.logs import RequestLog, configure_logs
 from serving.tenancy.store import KeyStore
@@ -38,12 +42,15 @@ GC_YOUNG_OBJECTS = 20_000
 
 @dataclass(frozen=True, slots=True)
 class GatewayOptions:
-    """What a gateway replica is started with. ``deployments`` lists (model, pool, deployment name) of every pool."""
+    """What a gateway replica is started with. ``deployments`` lists (model, pool, deployment name) of every pool;
+    ``runtime_dir`` is a folder that all gateways share.
+    """
 
     config: Config
     app_name: str
     deployments: tuple[tuple[str, str, str], ...]
     secret: bytes
+    runtime_dir: Path
 
 
 @serve.ingress()
@@ -61,10 +68,23 @@ class GatewayIngress:
         self._state_dir = config.server.state_dir
         store = KeyStore.open(self._state_dir, busy_timeout_s=STORE_BUSY_TIMEOUT_S)
         self._authenticator = Authenticator(store, self._clock.now_s())
-        self._directory = Directory(options.secret)
+        fallback_pools = {
+            (model.name, pool.name) for model in config.models for pool in model.pools if pool.fallback is not None
+        }
+        self._directory = Directory(options.secret, fallback_pools)
         self._pools = options.deployments
         catalog = Catalog(config.models, self._directory)
-        self._inference = Inference(config, catalog, self._directory, self._authenticator)
+        self._fleet = FleetBoard()
+        self._grace_s = config.server.shutdown_grace_s
+        self._is_stopping = False
+        self._inference = Inference(
+            config,
+            catalog,
+            self._directory,
+            self._authenticator,
+            options.runtime_dir / deaths.FILE_NAME,
+            self._coming_s,
+        )
         self._gateway = Gateway(
             config.limits,
             catalog,
@@ -82,7 +102,8 @@ class GatewayIngress:
         self._membership = MembershipWatcher(self._directory, options.app_name, options.deployments)
         self._admin = AdminServer(config.server.admin_port, self._directory, self._status)
         self._admin.start()
-        self._tasks = [asyncio.create_task(self._beat()), asyncio.create_task(self._save_last_used())]
+        beats = (self._beat(), self._save_last_used(), self._fleet.follow())
+        self._tasks = [asyncio.create_task(beat) for beat in beats]
         # What is alive now (Ray, mostly) stays alive: looking through it again and again would stall streams.
         gc.collect()
         gc.freeze()
@@ -102,8 +123,16 @@ class GatewayIngress:
             self._directory.tick(loop.time())
             self._authenticator.refresh(self._clock.now_s())
             replicas = self._directory.all()
-            self._gateway.is_ready = any(replica.is_ready for replica in replicas)
+            self._gateway.is_ready = any(replica.is_ready for replica in replicas) and not self._is_stopping
             self._count_replicas(replicas)
+
+    def _coming_s(self, model: str) -> float | None:
+        """When the server stops its replicas go with it: nobody waits for one then."""
+        return None if self._is_stopping else self._fleet.coming_s(model)
+
+    def record_autoscaling_stats(self) -> Stats:
+        """Asked for by Ray Serve about once a second, for the autoscaler in its controller."""
+        return self._inference.stats()
 
     def _count_replicas(self, replicas: list[Replica]) -> None:
         for model, pool, _ in self._pools:
@@ -111,6 +140,8 @@ class GatewayIngress:
             num_ready = sum(replica.is_ready for replica in own)
             metrics.REPLICAS.labels(model, pool, "ready").set(num_ready)
             metrics.REPLICAS.labels(model, pool, "not_ready").set(len(own) - num_ready)
+            for step, seconds in own[-1].address.start_steps.items() if own else ():
+                metrics.REPLICA_START.labels(model, pool, step).set(seconds)
 
     async def _save_last_used(self) -> None:
         while True:
@@ -139,12 +170,19 @@ class GatewayIngress:
             "keys_required": self._authenticator.key_required,
             "key_store_error": str(error) if error else None,
             "replicas": replicas,
+            "fleet": self._fleet.as_status(),
         }
 
     async def __del__(self) -> None:
+        """Ray Serve's way to stop a gateway, two seconds after it has told HAProxy. Ray sees none of our requests, so
+        it is here that they are waited for.
+        """
         if not hasattr(self, "_tasks"):  # the constructor failed
             return
+        self._is_stopping = True
         if self._local_socket is not None:
+            if not await self._local_socket.drain(self._grace_s):
+                self._inference.end_all()
             await self._local_socket.close()
         for task in self._tasks:
             task.cancel()

@@ -38,6 +38,7 @@ def _line(exchange: Exchange, now_s: float) -> dict[str, object]:
         "model": exchange.model,
         "pool": exchange.pool,
         "replica": exchange.replica,
+        "fallback": exchange.fallback,
         "stream": exchange.is_stream,
         "ttft_ms": _ms(exchange.first_byte_s, exchange.arrived_s),
         "duration_ms": _ms(now_s, exchange.arrived_s),

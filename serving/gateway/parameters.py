@@ -84,7 +84,7 @@ _TEMPLATES = {
 }
 _ACCOUNT = {
     "metadata": ignored("not stored", Labels(16, 64, 512)),
-    "service_tier": ignored("there is one tier", Text(64)),
+    "service_tier": ignored("`flex`: served after all others, without a deadline; else interactive", Text(64)),
     "safety_identifier": ignored("not stored", _USER_ID),
     "user": ignored("not stored", _USER_ID),
     "prompt_cache_key": ignored(_CACHE_HINT, _USER_ID),
@@ -280,7 +280,7 @@ _MESSAGES = {
     "stream": passed(Boolean()),
     "output_config": capped(checks_output.OUTPUT_CONFIG, _SCHEMAS),
     "metadata": ignored("not stored", OpenObject(16)),
-    "service_tier": ignored("there is one tier", Text(64)),
+    "service_tier": ignored("`flex`: served after all others, without a deadline; else interactive", Text(64)),
     "inference_geo": ignored("inference runs where this server runs", Text(64)),
     "context_management": ignored(_PROVIDER, OpenObject()),
     "diagnostics": ignored(_PROVIDER),

@@ -94,13 +94,16 @@ class Relay:
             ended_by = ClientGone(str(error))
             raise
         finally:
+            self._stream.sink = None
             self._dispatch.settle(ended_by)
+            ended_s = time.monotonic()
             for task in (self._keep_alive_task, self._watcher):
                 if task is not None:
                     task.cancel()
             # A cancelled task holds the frame that holds this relay: let go, or only the garbage collector can.
             self._keep_alive_task = self._watcher = self._task = None
             self._exchange.usage = await self._stream.finish(FINISH_TIMEOUT_S)
+            self._dispatch.finish(ended_by, ended_s)
 
     async def _is_relayed(self) -> bool:
         """Relay what the stream brings; False when it broke and another has taken its place."""
@@ -125,6 +128,7 @@ class Relay:
     async def _move(self, error: ReplicaLost | StreamFailed) -> None:
         """Take another stream in place of one that broke. Raises ``error`` when there is none to be had."""
         stream, resume = self._stream, None
+        stream.sink = None  # what a silent replica says after all is no part of the answer any more
         if self._exchange.first_byte_s is not None:
             self._sent_ids += stream.token_ids
             if not (self._is_continuable and self._sent_ids):
@@ -132,8 +136,8 @@ class Relay:
             resume = self._sent_ids
         self._dispatch.settle(error)
         self._stream = await self._dispatch.again(error, resume)
-        await stream.finish(FINISH_TIMEOUT_S)
         self._idle_since_s = time.monotonic()
+        await stream.finish(timeout_s=0.0)  # what the rest would have cost is nobody's to pay
 
     async def _relay_events(self) -> None:
         """The first chunk, and those that a client is slow to take, pass through here; the others through ``_push``."""
@@ -142,6 +146,7 @@ class Relay:
             now_s = time.monotonic()
             if exchange.first_byte_s is None:
                 exchange.first_byte_s = now_s
+                self._dispatch.on_first_byte()
                 await self._start()
             else:
                 exchange.gaps.add(now_s - self._idle_since_s)
@@ -201,6 +206,8 @@ class Relay:
             (b"x-ballast-model-version", exchange.version.encode()),
             (b"openai-processing-ms", str(round((time.monotonic() - exchange.arrived_s) * 1000)).encode()),
         ]
+        if exchange.fallback is not None:
+            headers.append((b"x-ballast-fallback", exchange.fallback.encode()))
         headers.append((b"cache-control", b"no-store") if length is None else (b"content-length", str(length).encode()))
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
 
@@ -231,6 +238,7 @@ class Relay:
         read.
         """
         timing, exchange = self._timing, self._exchange
+        self._dispatch.tick(now_s)
         if self._watcher is None:
             # Only now: most answers end before the first tick, and a task for each would cost more than their relaying.
             self._watcher = asyncio.create_task(self._watch())
@@ -248,6 +256,10 @@ class Relay:
         elif self._is_event_stream and now_s - max(self._kept_alive_s, self._idle_since_s) >= timing.keep_alive_s:
             self._kept_alive_s = now_s
             self._keep_alive_task = asyncio.create_task(self._keep_alive())
+
+    def end(self) -> None:
+        """There is no more time for this answer."""
+        self._stream.interrupt(EngineUnavailable("this server is stopping", retry_after_s=RETRY_AFTER_LOST_S))
 
     @property
     def _is_event_stream(self) -> bool:

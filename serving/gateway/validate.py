@@ -94,6 +94,7 @@ def _request(endpoint: Endpoint, draft: Draft, ignored: tuple[str, ...]) -> Vali
         num_choices=num_choices,
         is_constrained=endpoint in _GENERATING and (draft.compiles_tools or any(map(sent.get, _CONSTRAINTS))),
         continuable=endpoint in _CONTINUABLE and num_choices == 1 and _is_continuable(sent),
+        is_batch=draft.asked.get("service_tier") == "flex",
         ignored=ignored,
     )
 

@@ -28,7 +28,7 @@ from typing import Literal, NotRequired, TypedDict
 import orjson
 
 HEADER = struct.Struct("!IIB")
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 #: Larger than any request body the gateway lets through; a longer frame is a broken or hostile peer.
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 PROOF_BYTES = 32
@@ -67,6 +67,7 @@ class OpenHead(TypedDict):
     ``created`` is what the answer says of its time (Unix seconds), the same on every replica that works on it. With
     ``continuable`` the replica sends PIECEs if it can; ``resume`` holds the tokens that an earlier replica has sent,
     and the answer goes on after them. ``is_constrained``: the engine will make a grammar of something in the body.
+    ``prompt_tokens`` is the gateway's estimate: until the answer begins the replica reports it as pending.
     """
 
     method: str
@@ -77,6 +78,7 @@ class OpenHead(TypedDict):
     continuable: bool
     resume: list[int]
     is_constrained: NotRequired[bool]
+    prompt_tokens: NotRequired[int]
 
 
 class ResponseHead(TypedDict):
@@ -108,8 +110,20 @@ class Failure(TypedDict):
     usage: Usage
 
 
+StepSpeed = tuple[float, float, float, float]
+"""What an engine step costs, in seconds: in itself, per sequence, per token in the KV cache, per prompt token."""
+
+WorkDone = tuple[float, float, float, float, float]
+"""What an engine has done since it started: steps, prompt tokens, output tokens, tokens in the KV cache summed over
+steps, and seconds in steps."""
+
+
 class Load(TypedDict):
-    """LOAD frame: what a replica says about itself, several times a second."""
+    """LOAD frame: what a replica says about itself, several times a second.
+
+    ``streams`` counts those of all gateways, ``pending_prompt_tokens`` the prompts of those whose answer has not
+    begun. The last five are what its engine has done, its measured speed, and its bounds.
+    """
 
     running: int
     waiting: int
@@ -117,8 +131,16 @@ class Load(TypedDict):
     tokens_per_s: float
     iterations: int
     draining: bool
+    streams: int
+    pending_prompt_tokens: int
+    work: WorkDone
+    speed: StepSpeed
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    kv_capacity_tokens: int
 
 
+NO_WORK: WorkDone = (0.0, 0.0, 0.0, 0.0, 0.0)
 NO_USAGE: Usage = {"prompt_tokens": 0, "cached_tokens": 0, "output_tokens": 0, "finish_reason": None}
 
 

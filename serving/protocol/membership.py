@@ -1,6 +1,7 @@
 """Where a replica listens: the record that crosses from replica to gateway through Ray Serve's long poll."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -8,7 +9,8 @@ class ReplicaAddress:
     """A replica as its pool's membership lists it.
 
     ``address`` is ``unix:<path>`` or ``tcp:<host>:<port>``; ``version`` stands for model and config and is told to
-    clients; ``max_model_len`` is in tokens; ``pid`` is the replica's process on its node.
+    clients; ``max_model_len`` is in tokens; ``pid`` is the process on its node that serves; ``start_steps`` is how many
+    seconds each step of its start took, in order, from its process's beginning until it could serve.
     """
 
     replica: str
@@ -18,3 +20,9 @@ class ReplicaAddress:
     version: str
     max_model_len: int
     pid: int
+    start_steps: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def cold_start_s(self) -> float:
+        """What the whole start took, from the process's beginning on; 0 when it was not measured."""
+        return sum(self.start_steps.values())

@@ -100,6 +100,9 @@ class Rules:
     """Prompt work beyond which a replica is not sent more. About two full steps of a GPU: it never runs dry."""
     max_affinity_delay_s: float = 0.5
     """How much later a first token may come for the sake of a cached prefix."""
+    max_affinity_load: float = 1.25
+    """How many times as many requests as the best other replica one may run and still be preferred for its prefix
+    (bounded loads: Mirrokni et al., "Consistent Hashing with Bounded Loads", 2018), beyond `_AFFINITY_SLACK`."""
     margin_s: float = 0.15
     """How much sooner than its deadline a first token must be promised: about a step of a GPU, since a request is not
     in the one under way. Without it an overloaded fleet works itself to the bone for answers that are all a little
@@ -123,6 +126,7 @@ class Hold(enum.Enum):
 
 R = TypeVar("R", bound=Replica)
 
+_AFFINITY_SLACK = 8
 _EQUAL_S = 0.005
 """Promises closer than this are the same promise."""
 
@@ -198,7 +202,12 @@ def _primary(request: Request, replicas: Sequence[R], draw: float, rules: Rules)
             or (promise_s < best_s + _EQUAL_S and num_running < best.num_running)
         ):
             best, best_s = replica, promise_s
-    if home is not None and home_s <= best_s + rules.max_affinity_delay_s:
+    if (
+        home is not None
+        and best is not None
+        and home_s <= best_s + rules.max_affinity_delay_s
+        and home.num_running <= rules.max_affinity_load * best.num_running + _AFFINITY_SLACK
+    ):
         return home, min(soonest_s, home_s)
     return best, soonest_s
 

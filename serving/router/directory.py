@@ -6,13 +6,12 @@ health come from the replicas themselves over their connections. No request wait
 
 import asyncio
 import logging
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Container, Iterable
 
-from serving.protocol.frames import Load
+from serving.protocol.frames import NO_WORK, Load, WorkDone
 from serving.protocol.membership import ReplicaAddress
-from serving.router.breaker import Breaker
 from serving.router.link import ReplicaLink
+from serving.router.replica import Replica
 
 logger = logging.getLogger("ballast.router")
 
@@ -20,39 +19,25 @@ logger = logging.getLogger("ballast.router")
 SILENT_S, LOST_S = 3.0, 15.0
 
 
-@dataclass(slots=True)
-class Replica:
-    """A known replica: its address, the link to it, and the load it last reported with the time of that report."""
-
-    address: ReplicaAddress
-    link: ReplicaLink
-    load: Load | None = None
-    load_at_s: float = 0.0
-    breaker: Breaker = field(default_factory=Breaker)
-    is_silent: bool = False
-    has_dead_engine: bool = False
-    """It has said so; its process ends in a moment."""
-
-    @property
-    def is_ready(self) -> bool:
-        """Connected, accepted, heard of lately, alive, and not draining."""
-        is_leaving = self.has_dead_engine or (self.load is not None and self.load["draining"])
-        return self.link.is_open and not self.is_silent and not is_leaving
-
-    @property
-    def pending(self) -> int:
-        """Requests it works on: its own last word, or what this gateway has open there when that is more."""
-        reported = self.load["running"] + self.load["waiting"] if self.load else 0
-        return max(reported, self.link.num_streams)
-
-
 class Directory:
-    """The replicas of all models, by model name."""
+    """The replicas of all models, by model name.
 
-    def __init__(self, secret: bytes) -> None:
+    Args:
+        secret: the cluster's shared secret.
+        fallback_pools: (model, pool) of those that only stand in for others.
+    """
+
+    def __init__(self, secret: bytes, fallback_pools: Container[tuple[str, str]] = ()) -> None:
         self._secret = secret
+        self._fallback_pools = fallback_pools
         self._replicas: dict[str, Replica] = {}
-        self._changed = asyncio.Event()
+        self._listener: Callable[[], None] = lambda: None
+        self._is_announced = False
+        self._work: dict[tuple[str, str], WorkDone] = {}
+
+    def on_change(self, listener: Callable[[], None]) -> None:
+        """Have ``listener`` called after membership, readiness or load has changed, once per turn of the event loop."""
+        self._listener = listener
 
     def replicas(self, model: str) -> list[Replica]:
         return [replica for replica in self._replicas.values() if replica.address.model == model]
@@ -74,7 +59,7 @@ class Directory:
         for name, address in wanted.items():
             if name not in self._replicas:
                 self._replicas[name] = self._connect(address)
-        self._announce()
+        self.announce()
 
     def tick(self, now_s: float) -> None:
         """Call about twice a second, with the event loop's time: a replica reports four times a second, and one that
@@ -87,15 +72,18 @@ class Directory:
                 logger.warning("replica %s has said nothing for %.0f s", replica.address.replica, silence_s)
                 replica.link.abort()
             if replica.is_silent != was_silent:
-                self._announce()
+                replica.refresh()
+                self.announce()
 
-    async def changed(self, timeout_s: float) -> bool:
-        """Wait until membership, readiness or load may have changed; False after ``timeout_s``."""
-        try:
-            await asyncio.wait_for(self._changed.wait(), timeout_s)
-        except TimeoutError:
-            return False
-        return True
+    def work(self, model: str, pool: str) -> WorkDone:
+        """What the engines of a pool have done while this gateway knew them; only grows."""
+        return self._work.get((model, pool), NO_WORK)
+
+    def _add_work(self, pool: tuple[str, str], done: WorkDone) -> None:
+        steps, prefill, decode, kv, busy = (
+            old + new for old, new in zip(self._work.get(pool, NO_WORK), done, strict=True)
+        )
+        self._work[pool] = steps, prefill, decode, kv, busy
 
     async def close(self) -> None:
         for replica in self._replicas.values():
@@ -103,18 +91,29 @@ class Directory:
         self._replicas.clear()
 
     def _connect(self, address: ReplicaAddress) -> Replica:
-        replica = Replica(address, ReplicaLink(address.address, address.replica, self._secret))
+        link = ReplicaLink(address.address, address.replica, self._secret)
+        replica = Replica(address, link, (address.model, address.pool) in self._fallback_pools)
 
         def on_load(load: Load) -> None:
-            replica.load = load
-            replica.is_silent = False
-            replica.load_at_s = asyncio.get_running_loop().time()
-            self._announce()
+            done = replica.on_load(load, asyncio.get_running_loop().time())
+            if done is not None:
+                self._add_work((address.model, address.pool), done)
+            self.announce()
 
-        replica.link.start(on_load=on_load, on_change=self._announce)
+        def on_change() -> None:
+            replica.refresh()
+            self.announce()
+
+        link.start(on_load=on_load, on_change=on_change)
         logger.info("replica %s joined pool %s", address.replica, address.pool)
         return replica
 
-    def _announce(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()
+    def announce(self) -> None:
+        """Something has changed that may let a waiting request go."""
+        if not self._is_announced:
+            self._is_announced = True
+            asyncio.get_running_loop().call_soon(self._tell)
+
+    def _tell(self) -> None:
+        self._is_announced = False
+        self._listener()

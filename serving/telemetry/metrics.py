@@ -42,6 +42,12 @@ REPLICAS = Gauge(
     ["model", "pool", "state"],
     multiprocess_mode="livemax",
 )
+REPLICA_START = Gauge(
+    "ballast_replica_start_seconds",
+    "How long each step of the start of the pool's youngest replica took.",
+    ["model", "pool", "step"],
+    multiprocess_mode="livemostrecent",
+)
 STREAMS_BROKEN = Counter(
     "ballast_streams_broken", "Streams ended by an error frame after their first byte.", ["model", "pool"]
 )
@@ -55,6 +61,43 @@ FAILOVERS = Counter(
     "Streams moved to another replica: restarted before, continued after the first byte.",
     ["model", "kind"],
 )
+FALLBACKS = Counter("ballast_fallbacks", "Requests that a fallback pool served, and why.", ["model", "pool", "reason"])
+SLO = Counter("ballast_slo_requests", "Requests that met or missed the model's SLO.", ["model", "outcome"])
+WAITING = Gauge(
+    "ballast_requests_waiting",
+    "Requests that wait in the gateways for a replica, in time or late.",
+    ["model", "state"],
+    multiprocess_mode="livesum",
+)
+_OF_POOL = ["model", "pool"]
+TARGET_REPLICAS = Gauge(
+    "ballast_target_replicas", "Replicas that the autoscaler wants.", _OF_POOL, multiprocess_mode="livemax"
+)
+STARTING_REPLICAS = Gauge(
+    "ballast_starting_replicas", "Replicas asked for that are not ready.", _OF_POOL, multiprocess_mode="livemax"
+)
+AVAILABLE = Gauge(
+    "ballast_pool_available", "1: it could start a replica; 0: no such device, or starts have failed lately.", _OF_POOL,
+    multiprocess_mode="livemax",
+)  # fmt: skip
+USD_PER_HOUR = Gauge(
+    "ballast_usd_per_hour", "What a pool's replicas cost now, starting ones included.", _OF_POOL,
+    multiprocess_mode="livemax",
+)  # fmt: skip
+USD_PER_MILLION_TOKENS = Gauge(
+    "ballast_usd_per_million_tokens",
+    "Over the last hour: by usage (while engines work) and by allocation (idle time included).",
+    ["model", "pool", "basis"],
+    multiprocess_mode="livemax",
+)
+BUDGET_SPENT = Gauge(
+    "ballast_error_budget_spent", "Misses of the SLO over those allowed; over 1 it is overspent.", ["model"],
+    multiprocess_mode="livemax",
+)  # fmt: skip
+FORECAST = Gauge(
+    "ballast_forecast_requests_per_second", "Rate that the autoscaler plans for.", ["model"],
+    multiprocess_mode="livemax",
+)  # fmt: skip
 QUARANTINED = Counter("ballast_requests_quarantined", "Requests refused because engines died on them.", ["model"])
 LOOP_LAG = Histogram(
     "ballast_gateway_loop_lag_seconds", "How late the gateway's event loop runs.", buckets=ITL_BUCKETS_S

@@ -1,12 +1,15 @@
 """Losing a replica: the request goes on elsewhere, and a client that gets its answer cannot tell."""
 
 import asyncio
+import contextlib
 import json
 from pathlib import Path
 
 import pytest
 
 from serving.engine.scripted import Script, ScriptedEngine
+from serving.protocol.asgi import Receive, Scope, Send
+from tests.support.engines import AppEngine
 from tests.support.stack import CHAT, Json, Stack, chat, start_stack, until
 from tests.support.wire import Wire
 
@@ -138,6 +141,37 @@ async def test_f22_retries_stay_within_their_budget(tmp_path: Path) -> None:
         assert codes == [200, 200, 503, 503, 503]
 
 
+async def test_f36_a_request_that_has_moved_has_the_whole_time_again(tmp_path: Path) -> None:
+    """Its former replica is silent to the last: it does not even confirm that the request was dropped."""
+
+    async def deaf(_scope: Scope, receive: Receive, _send: Send) -> None:
+        await receive()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+
+    limits = {"first_byte_timeout_s": 0.3}
+    async with start_stack(tmp_path, AppEngine(deaf), ScriptedEngine(Script(prefill_s=0.2)), limits=limits) as stack:
+        await only(stack, 0)
+        request = asyncio.create_task(stack.client.post(CHAT, json=chat(max_tokens=2)))
+        await until(lambda: stack.inference.num_in_flight)
+        await everyone(stack)
+        assert (await request).status_code == 200
+
+
+async def test_f36_what_a_silent_replica_says_after_all_is_no_part_of_the_answer(tmp_path: Path) -> None:
+    expected = await undisturbed(tmp_path)
+    async with start_stack(tmp_path, *engines(), limits={"inter_chunk_timeout_s": 5.0}) as stack:
+        wire = await begin(stack)
+        await made(stack, 0, 3)
+        [silent] = next(replica for replica in stack.directory.all() if replica.name == "r0").link.streams.values()
+        await until(lambda: silent.sink is not None)
+        stack.tick(6.0)
+        await until(lambda: stack.engines[1].load().running)
+        silent.on_body(b'data: {"stale": 1}\n\n')
+        assert without_ids((await wire.answer()).body) == without_ids(expected)
+        await wire.close()
+
+
 async def test_f36_a_replica_that_stays_silent_loses_the_request_to_another(tmp_path: Path) -> None:
     async with start_stack(tmp_path, *engines(), limits={"first_byte_timeout_s": 5.0}) as stack:
         await only(stack, 0)
@@ -146,6 +180,6 @@ async def test_f36_a_replica_that_stays_silent_loses_the_request_to_another(tmp_
         await everyone(stack)
         stack.tick(6.0)
         await until(lambda: stack.engines[1].load().running)
-        assert stack.engines[0].aborted == ["!stall"]
+        await until(lambda: stack.engines[0].aborted == ["!stall"])
         stack.tick(12.0)
         assert (await request).status_code == 504

@@ -10,8 +10,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import httpx
 import pytest
 
+from serving.edge.local_socket import LocalSocket
 from serving.engine.grammar_check import CheckedApp, GrammarCheck
 from serving.engine.sandbox import Sandbox
 from serving.engine.scripted import Script, ScriptedEngine
@@ -520,6 +522,39 @@ async def test_f15_a_drain_that_runs_out_ends_streams_with_an_error_event(tmp_pa
         line = await stack.request_line(status=200)
         assert line["error"]
         assert line["output_tokens"] == engine.load().generated_tokens
+
+
+async def test_f15_a_gateway_whose_time_is_up_says_so_to_streams_and_to_those_who_wait(tmp_path: Path) -> None:
+    """One slot, and one more place in the engine's own queue: the third request waits in the gateway."""
+    async with start_stack(tmp_path, ScriptedEngine(Script(step_s=0.003, max_num_seqs=1))) as stack:
+        streams = [await stack.open_chat(max_tokens=4000) for _ in range(2)]
+        await streams[0].read_until(b"w0 ")
+        waiting = asyncio.create_task(stack.client.post(CHAT, json=chat(max_tokens=1)))
+        await stack.until(lambda: stack.inference.num_in_flight == 3)
+        stack.inference.end_all()
+        assert b'"code":"engine_unavailable"' in await streams[0].read_until(b"0\r\n\r\n")
+        answer = await waiting
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_unavailable")
+        assert int(answer.headers["retry-after-ms"]) >= 1000
+        await stack.until(lambda: stack.inference.num_in_flight == 0)
+        for wire in streams:
+            await wire.close()
+
+
+async def test_f15_a_local_socket_that_drains_ends_what_it_has_and_takes_no_more(tmp_path: Path) -> None:
+    async with start_stack(tmp_path, ScriptedEngine(Script(step_s=0.003))) as stack:
+        local = LocalSocket(stack.gateway, tmp_path / "gateway.sock")
+        local.start()
+        transport = httpx.AsyncHTTPTransport(uds=str(tmp_path / "gateway.sock"))
+        async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+            answer = asyncio.create_task(client.post(CHAT, json=chat(max_tokens=100)))
+            await stack.until(lambda: stack.inference.num_in_flight == 1)
+            assert not await local.drain(0.0)
+            assert await local.drain(GUARD_S)
+            assert (await answer).status_code == 200
+            with pytest.raises(httpx.ConnectError):
+                await client.get("/health")
+        await local.close()
 
 
 async def test_a_thousand_concurrent_streams_all_come_whole(tmp_path: Path) -> None:

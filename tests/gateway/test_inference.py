@@ -39,7 +39,7 @@ async def test_a_client_that_leaves_while_waiting_for_a_replica_frees_its_place(
 async def test_requests_go_to_every_replica(tmp_path: Path) -> None:
     engines = [ScriptedEngine(Script()) for _ in range(3)]
     async with start_stack(tmp_path, *engines) as stack:
-        wires = [await stack.open_chat("!stall") for _ in range(12)]
+        wires = [await stack.open_chat(f"{number} !stall") for number in range(12)]
         await stack.until(lambda: sum(engine.load().running for engine in engines) == 12)
         assert all(engine.load().running for engine in engines)
         for wire in wires:

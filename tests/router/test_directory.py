@@ -2,9 +2,7 @@
 
 import asyncio
 import os
-import random
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -12,7 +10,6 @@ import pytest
 from serving.protocol.frames import Kind, OpenHead
 from serving.protocol.membership import ReplicaAddress
 from serving.router.directory import Directory
-from serving.router.policy import choose
 from tests.support.peers import fake_replica
 from tests.support.stack import SECRET, until
 
@@ -93,78 +90,36 @@ async def test_a_load_is_kept_with_its_time(tmp_path: Path, directory: Directory
         peer = await replica.accepted()
         [known] = directory.replicas("demo")
         before_s = asyncio.get_running_loop().time()
-        peer.load(running=2, waiting=3)
+        peer.load(running=2, waiting=3, streams=5)
         await until(lambda: known.load)
         assert before_s <= known.load_at_s <= asyncio.get_running_loop().time()
-        assert known.pending == 5
+        assert known.num_running == 5
 
 
-async def test_open_streams_count_before_the_replica_reports_them(tmp_path: Path, directory: Directory) -> None:
-    async with fake_replica(tmp_path / "r0") as replica:
-        directory.update("demo", "cpu", [member(tmp_path)])
-        await replica.accepted()
-        [known] = directory.replicas("demo")
-        await until(lambda: known.is_ready)
-        for _ in range(3):
-            known.link.open(HEAD, b"", 1000)
-        assert known.pending == 3
+async def test_a_listener_hears_of_membership_readiness_and_load(tmp_path: Path, directory: Directory) -> None:
+    heard: list[None] = []
+    directory.on_change(lambda: heard.append(None))
 
-
-async def test_waiters_hear_of_membership_readiness_and_load(tmp_path: Path, directory: Directory) -> None:
-    async def heard() -> "asyncio.Task[bool]":
-        task = asyncio.create_task(directory.changed(5))
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        return task
+    async def hears() -> None:
+        await until(lambda: heard)
+        heard.clear()
 
     async with fake_replica(tmp_path / "r0") as replica:
-        joined = await heard()
         directory.update("demo", "cpu", [member(tmp_path)])
-        assert await joined
-        accepted = await heard()
+        await hears()
         peer = await replica.accepted()
-        assert await accepted
-        loaded = await heard()
+        await hears()
         peer.load()
-        assert await loaded
-        lost = await heard()
+        await hears()
         await peer.close()
-        assert await lost
+        await hears()
 
 
-async def test_a_waiter_gives_up(directory: Directory) -> None:
-    assert not await directory.changed(0.01)
-    assert not await directory.changed(-1)
-
-
-# ---------------------------------------------------------------------------------------------------------- the policy
-
-
-@dataclass
-class Candidate:
-    pending: int = 0
-    is_ready: bool = True
-
-
-def test_none_is_chosen_when_none_is_ready() -> None:
-    assert choose([], random.Random(0)) is None
-    assert choose([Candidate(is_ready=False)], random.Random(0)) is None
-
-
-def test_the_less_loaded_of_two_is_chosen() -> None:
-    busy, idle = Candidate(5), Candidate(1)
-    assert all(choose([busy, idle], random.Random(seed)) is idle for seed in range(20))
-
-
-def test_one_that_is_not_ready_is_never_chosen() -> None:
-    busy, gone = Candidate(5), Candidate(0, is_ready=False)
-    assert all(choose([busy, gone], random.Random(seed)) is busy for seed in range(20))
-
-
-def test_many_replicas_share_the_load_evenly() -> None:
-    rng, candidates = random.Random(0), [Candidate() for _ in range(8)]
-    for _ in range(800):
-        chosen = choose(candidates, rng)
-        assert chosen is not None
-        chosen.pending += 1
-    assert all(95 <= candidate.pending <= 105 for candidate in candidates)
+async def test_a_listener_is_called_once_per_turn(directory: Directory) -> None:
+    heard: list[None] = []
+    directory.on_change(lambda: heard.append(None))
+    for _ in range(5):
+        directory.announce()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert len(heard) == 1

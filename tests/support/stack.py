@@ -27,6 +27,7 @@ from serving.engine.scripted import Script, ScriptedEngine
 from serving.gateway.app import Gateway
 from serving.gateway.auth import Authenticator
 from serving.gateway.catalog import Catalog
+from serving.gateway.dispatch import Coming, nobody_knows
 from serving.gateway.inference import Inference
 from serving.protocol.membership import ReplicaAddress
 from serving.replica.server import ReplicaServer
@@ -36,7 +37,7 @@ from serving.tenancy.store import KeyStore
 from tests.support.wire import GUARD_S, Wire
 
 SECRET = b"a cluster's secret of some length"
-MODEL, ALIAS, POOL = "demo", "gpt-alias", "cpu"
+MODEL, ALIAS, POOL, SPARE = "demo", "gpt-alias", "cpu", "spare"
 CHAT = "/v1/chat/completions"
 
 Json = dict[str, Any]
@@ -68,9 +69,13 @@ def config_of(
     limits: Mapping[str, object] | None = None,
     server: Mapping[str, object] | None = None,
     models: Sequence[Mapping[str, object]] = (),
+    slo: Mapping[str, object] | None = None,
+    fallback: Mapping[str, object] | None = None,
 ) -> Config:
+    """``fallback``: bounds of a second pool of the first model, `SPARE`, which stands in for the other."""
     pool = {"name": POOL, "device": "cpu", "cpus_per_replica": 1.0, "usd_per_hour": 0.1}
-    model = {"name": MODEL, "aliases": [ALIAS], "source": "owner/name", "pools": [pool]}
+    spares = [] if fallback is None else [{**pool, "name": SPARE, "fallback": dict(fallback)}]
+    model = {"name": MODEL, "aliases": [ALIAS], "source": "owner/name", "pools": [pool, *spares], "slo": slo or {}}
     others = [{"source": "owner/other", "pools": [pool], **other} for other in models]
     data = {
         "server": {"state_dir": str(state_dir), **(server or {})},
@@ -108,9 +113,12 @@ class Stack:
     config: Config
     engines: list[Any]
     store: KeyStore
+    coming: Coming = nobody_knows
     replicas: list[ReplicaServer] = field(default_factory=list)
     logs: LogLines = field(default_factory=LogLines)
     port: int = 0
+    pool_of: dict[str, str] = field(default_factory=dict)
+    """By name of a replica."""
 
     @property
     def url(self) -> str:
@@ -118,9 +126,11 @@ class Stack:
 
     async def __aenter__(self) -> Self:
         self.authenticator = Authenticator(self.store, time.time())
-        self.directory = Directory(SECRET)
+        self.directory = Directory(SECRET, {(MODEL, SPARE)})
         catalog = Catalog(self.config.models, self.directory)
-        self.inference = Inference(self.config, catalog, self.directory, self.authenticator)
+        self.inference = Inference(
+            self.config, catalog, self.directory, self.authenticator, self.folder / "deaths", self.coming
+        )
         self.gateway = Gateway(
             self.config.limits, catalog, self.inference, self.authenticator, SystemClock(), self.logs
         )
@@ -178,21 +188,24 @@ class Stack:
         self._server.lifespan = config.lifespan_class(config)
         await self._server.startup([listener])
 
-    async def add_replica(self, engine: Engine) -> ReplicaServer:
+    async def add_replica(self, engine: Engine, pool: str = POOL) -> ReplicaServer:
         replica = ReplicaServer(engine, f"r{len(self.replicas)}", SECRET)
+        self.pool_of[replica.name] = pool
         await replica.listen_unix(self.folder / f"{replica.name}.sock")
         self.replicas.append(replica)
         return replica
 
     def set_members(self, names: Sequence[str] | None = None) -> None:
         """What Ray Serve's long poll would say; None: every replica there is."""
-        self.directory.update(MODEL, POOL, [self.address(r) for r in self.replicas if names is None or r.name in names])
+        members = [self.address(replica) for replica in self.replicas if names is None or replica.name in names]
+        for pool in (POOL, SPARE):
+            self.directory.update(MODEL, pool, [member for member in members if member.pool == pool])
 
     def address(self, replica: ReplicaServer) -> ReplicaAddress:
         return ReplicaAddress(
             replica=replica.name,
             model=MODEL,
-            pool=POOL,
+            pool=self.pool_of[replica.name],
             address=f"unix:{self.folder / replica.name}.sock",
             version="v1",
             max_model_len=replica.engine.max_model_len,
@@ -241,7 +254,11 @@ def start_stack(
     limits: Mapping[str, object] | None = None,
     server: Mapping[str, object] | None = None,
     models: Sequence[Mapping[str, object]] = (),
+    slo: Mapping[str, object] | None = None,
+    fallback: Mapping[str, object] | None = None,
+    coming: Coming = nobody_knows,
 ) -> Stack:
     """A stack over ``engines``, one scripted one if none is given; enter it to start it."""
-    config = config_of(folder / "state", limits, server, models)
-    return Stack(folder, config, list(engines) or [ScriptedEngine(Script())], KeyStore.open(folder / "state"))
+    config = config_of(folder / "state", limits, server, models, slo, fallback)
+    store = KeyStore.open(folder / "state")
+    return Stack(folder, config, list(engines) or [ScriptedEngine(Script())], store, coming)

@@ -1,0 +1,404 @@
+"""Where the requests of one model wait in a gateway, and who of them is next.
+
+A request waits while no replica is open to it (`choice.choose`). Waiting here rather than inside an engine keeps the
+choice of replica open until the last moment, and lets requests overtake each other where that is fair:
+
+- Requests that can still meet their deadline come before late ones, and those before batch.
+- Among tenants, the one that was served least comes first (virtual token counters: Sheng et al., "Fairness in Serving
+  Large Language Models", OSDI '24). A tenant that comes back after a pause starts level with those that wait.
+- Of one tenant's requests, the one with the earliest deadline.
+
+The line is bounded, and so is a request's time in it. Where it is full, the tenant with most in it gives way.
+"""
+
+import asyncio
+import math
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice, zip_longest
+
+from serving.errors import EngineUnavailable, Overloaded, RateLimited
+from serving.router.choice import Hold, Rules, choose
+from serving.router.replica import Replica
+
+MIN_RETRY_AFTER_S, MAX_RETRY_AFTER_S = 1.0, 60.0
+_NONE_COMING_S = 10.0
+_JITTER = 0.25
+_OUTPUT_WEIGHT = 2.0
+"""What an output token counts against a prompt token in a tenant's account (Sheng et al., and most price lists)."""
+_RATE_S = 10.0
+"""The drain rate is a mean over about this long."""
+_NUM_SCANNED = 16
+
+
+@dataclass(slots=True, eq=False)
+class Waiting:
+    """One request. The first attributes are what `choice.choose` asks for."""
+
+    prompt_tokens: int
+    expected_output_tokens: float
+    deadline_s: float
+    is_batch: bool
+    allows_fallback: bool
+    tenant: str
+    replicas: Callable[[], Sequence[Replica]]
+    """Those that may serve it, now."""
+    send: Callable[[Replica], None]
+    """Called once, with the replica of choice."""
+    home: str | None = None
+    cached_tokens: int = 0
+    is_late: bool = False
+    on_late: Callable[[], None] = lambda: None
+    arrived_s: float = field(default_factory=time.monotonic)
+    """In the line: its time there is bounded."""
+    done: asyncio.Future[None] | None = None
+
+    @property
+    def tokens(self) -> float:
+        return self.prompt_tokens + _OUTPUT_WEIGHT * self.expected_output_tokens
+
+
+class _Class:
+    """The requests of one class that wait, by tenant, each tenant's in order of deadline."""
+
+    def __init__(self, accounts: dict[str, float]) -> None:
+        self._accounts = accounts
+        self._tenants: dict[str, deque[Waiting]] = {}
+        self.num_waiting = 0
+        self.prompt_tokens = 0
+
+    def add(self, waiting: Waiting) -> None:
+        own = self._tenants.setdefault(waiting.tenant, deque())
+        self.num_waiting += 1
+        self.prompt_tokens += waiting.prompt_tokens
+        if not own or own[-1].deadline_s <= waiting.deadline_s:
+            own.append(waiting)
+            return
+        place = next(index for index, other in enumerate(own) if other.deadline_s > waiting.deadline_s)
+        own.insert(place, waiting)
+
+    def first(self) -> Waiting | None:
+        if not self._tenants:
+            return None
+        if len(self._tenants) == 1:
+            return next(iter(self._tenants.values()))[0]
+        return self._tenants[min(self._tenants, key=self._standing)][0]
+
+    def _standing(self, tenant: str) -> tuple[float, int]:
+        """The least comes first. Who comes back is level with the least of those that wait, and before its flood."""
+        return self._accounts.get(tenant, 0.0), len(self._tenants[tenant])
+
+    def front(self) -> Iterator[Waiting]:
+        """The first of each tenant, then the second of each, and so on."""
+        rows = zip_longest(*self._tenants.values())
+        return (waiting for row in rows for waiting in row if waiting is not None)
+
+    def remove(self, waiting: Waiting) -> None:
+        """It need not be there."""
+        own = self._tenants.get(waiting.tenant)
+        if own is None or waiting not in own:
+            return
+        own.remove(waiting)
+        self.num_waiting -= 1
+        self.prompt_tokens -= waiting.prompt_tokens
+        if not own:
+            del self._tenants[waiting.tenant]
+
+    def last(self, tenant: str) -> Waiting:
+        return self._tenants[tenant][-1]
+
+    def num_of(self, tenant: str) -> int:
+        return len(self._tenants.get(tenant, ()))
+
+    @property
+    def tenants(self) -> Iterator[str]:
+        return iter(self._tenants)
+
+    def __iter__(self) -> Iterator[Waiting]:
+        return (waiting for own in self._tenants.values() for waiting in own)
+
+
+class Line:
+    """The line of one model.
+
+    Args:
+        rules: for `choose`.
+        max_waiting: bound on the line.
+        timeout_s: how long a request may wait.
+        coming_s: seconds until a replica could be ready; None: none can start; NaN: nobody knows.
+    """
+
+    def __init__(
+        self,
+        rules: Rules,
+        max_waiting: int,
+        timeout_s: float,
+        coming_s: Callable[[], float | None] = lambda: math.nan,
+        rng: random.Random | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._rules = rules
+        self._max_waiting = max_waiting
+        self._timeout_s = timeout_s
+        self._coming_s = coming_s
+        self._rng = rng or random.Random()
+        self._clock = clock
+        self._accounts: dict[str, float] = {}
+        self._in_time, self._late, self._batch = self._classes = tuple(_Class(self._accounts) for _ in range(3))
+        self._sent_per_s = 0.0
+        self._sent_at_s = clock()
+
+    @property
+    def num_waiting(self) -> int:
+        return self._in_time.num_waiting + self._late.num_waiting + self._batch.num_waiting
+
+    @property
+    def late(self) -> Iterator[Waiting]:
+        return iter(self._late)
+
+    @property
+    def num_in_time(self) -> int:
+        return self._in_time.num_waiting
+
+    def passes(self, waiting: Waiting) -> bool:
+        """Send ``waiting`` at once if nobody is before it and a replica is open to it; False: it has to ``wait``.
+
+        Raises Overloaded, where what would be late is refused, and what ``waiting.send`` raises.
+        """
+        if not self._is_anyone_before(waiting):
+            return self._place(waiting)
+        return not waiting.is_batch and not waiting.is_late and self._jumps(waiting)
+
+    async def wait(self, waiting: Waiting) -> None:
+        """Wait until ``waiting.send`` was called.
+
+        Raises Overloaded (the line is full, or its time is up), RateLimited (it is full of its own tenant's requests),
+        EngineUnavailable (there is no replica, and none will be ready in time), and what ``waiting.send`` raises.
+        """
+        if self._coming_in_time(waiting) is None:
+            raise self._nobody()
+        self._admit(waiting)
+        self._class_of(waiting).add(waiting)
+        waiting.done = done = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(max(0.0, waiting.arrived_s + self._timeout_s - self._clock())):
+                await done
+        except TimeoutError:
+            if done.cancelled():  # else it was sent, or refused, in the same turn of the event loop
+                raise self._expired(waiting) from None
+            done.result()
+        finally:
+            waiting.done = None
+            for each in self._classes:
+                each.remove(waiting)
+
+    def pump(self) -> None:
+        """Send what can be sent now. Call when a replica's load or the set of replicas has changed."""
+        for each in self._classes:
+            while (waiting := each.first()) is not None:
+                if not self._try(waiting, each):
+                    if each is self._in_time:
+                        self._scan()
+                    return
+
+    def tick(self) -> None:
+        """Call about twice a second: requests whose help will not come are told so."""
+        if self.num_waiting:
+            self.pump()
+            for waiting in [*self._in_time, *self._late, *self._batch]:
+                if waiting.done is not None and not waiting.done.done() and self._coming_in_time(waiting) is None:
+                    waiting.done.set_exception(self._nobody())
+
+    def end_all(self) -> None:
+        """This gateway stops: all that still wait are told to ask another one."""
+        for waiting in [*self._in_time, *self._late, *self._batch]:
+            error = EngineUnavailable("this server is stopping", retry_after_s=self._spread(MIN_RETRY_AFTER_S))
+            self._fail(waiting, error)
+
+    # ------------------------------------------------------------------------------------------------------- admission
+
+    def _admit(self, waiting: Waiting) -> None:
+        """Make room for ``waiting``: where the line is full, the tenant with most in it gives way, with its newest
+        request of the last class. A tenant's batch requests give way to its others.
+
+        Raises RateLimited where that is ``waiting`` itself and others wait too, Overloaded where its tenant is alone.
+        """
+        self._level(waiting.tenant)
+        if self.num_waiting < self._max_waiting:
+            return
+        shares = {waiting.tenant: 0} | self._shares()
+        biggest = max(shares, key=lambda tenant: shares[tenant])
+        if shares[biggest] <= shares[waiting.tenant] + 1:
+            biggest = waiting.tenant
+            if waiting.is_batch or not self._batch.num_of(biggest):
+                raise self._full(shares, biggest)
+        newest = next(each.last(biggest) for each in reversed(self._classes) if each.num_of(biggest))
+        self._class_of(newest).remove(newest)
+        self._fail(newest, self._full(shares, biggest))
+
+    def _full(self, shares: dict[str, int], tenant: str) -> RateLimited | Overloaded:
+        own, num_waiting = shares[tenant], sum(shares.values())
+        if len(shares) > 1 and own > num_waiting / len(shares):
+            return RateLimited(
+                f"{own} of your requests are waiting already, more than your share of the line",
+                retry_after_s=self._retry_after_s(own),
+            )
+        return Overloaded(f"{num_waiting} requests are waiting already", retry_after_s=self._retry_after_s(num_waiting))
+
+    def _shares(self) -> dict[str, int]:
+        """Requests that wait, by tenant."""
+        shares: dict[str, int] = {}
+        for each in self._classes:
+            for tenant in each.tenants:
+                shares[tenant] = shares.get(tenant, 0) + each.num_of(tenant)
+        return shares
+
+    def _level(self, tenant: str) -> None:
+        """A tenant that has nothing waiting comes back: not with what it saved up while it was away. What was had in an
+        earlier crowd is forgotten when that has gone."""
+        waiting = {name for each in self._classes for name in each.tenants}
+        if not waiting:
+            self._accounts.clear()
+        if tenant not in waiting:
+            least = min((self._accounts[name] for name in waiting if name in self._accounts), default=0.0)
+            self._accounts[tenant] = max(self._accounts.get(tenant, 0.0), least)
+        if len(self._accounts) > 2 * len(waiting) + 1000:
+            for name in [name for name in self._accounts if name not in waiting and name != tenant]:
+                del self._accounts[name]
+
+    def _coming_in_time(self, waiting: Waiting) -> float | None:
+        """None: nobody is there to serve it, and nobody will be before its time is up."""
+        if any(replica.is_ready for replica in waiting.replicas()):
+            return 0.0
+        coming_s = self._coming_s()
+        left_s = waiting.arrived_s + self._timeout_s - self._clock()
+        return None if coming_s is None or coming_s > left_s else coming_s
+
+    def _nobody(self) -> EngineUnavailable:
+        coming_s = self._coming_s()
+        if coming_s is None:
+            message = "no replica of this model is up, and none can start now"
+            return EngineUnavailable(message, retry_after_s=self._spread(_NONE_COMING_S))
+        if math.isnan(coming_s):
+            message = "no replica of this model is ready"
+            return EngineUnavailable(message, retry_after_s=self._spread(MIN_RETRY_AFTER_S))
+        return EngineUnavailable(
+            f"no replica of this model is up; the next is expected in {coming_s:.0f} s",
+            retry_after_s=self._spread(min(max(coming_s, MIN_RETRY_AFTER_S), 120.0)),
+        )
+
+    def _expired(self, waiting: Waiting) -> Overloaded | EngineUnavailable:
+        if not any(replica.is_ready for replica in waiting.replicas()):
+            return self._nobody()
+        return Overloaded(
+            f"no replica was free for {self._timeout_s:g} s", retry_after_s=self._retry_after_s(self.num_waiting)
+        )
+
+    def _retry_after_s(self, num_before: int) -> float:
+        """When so many will have been served, at the present rate; spread, so that not all come back at once."""
+        rate_per_s = self._sent_per_s * math.exp(-(self._clock() - self._sent_at_s) / _RATE_S)
+        wait_s = num_before / rate_per_s if rate_per_s > 0.0 else MAX_RETRY_AFTER_S
+        return self._spread(min(max(wait_s, MIN_RETRY_AFTER_S), MAX_RETRY_AFTER_S))
+
+    def _spread(self, wait_s: float) -> float:
+        return wait_s * (1.0 + _JITTER * self._rng.random())
+
+    # --------------------------------------------------------------------------------------------------------- sending
+
+    def _is_anyone_before(self, waiting: Waiting) -> bool:
+        """In its own class, or in one that comes before it."""
+        place = self._classes.index(self._class_of(waiting))
+        return any(each.num_waiting for each in self._classes[: place + 1])
+
+    def _class_of(self, waiting: Waiting) -> _Class:
+        if waiting.is_late:
+            return self._late
+        return self._batch if waiting.is_batch else self._in_time
+
+    def _choose(self, waiting: Waiting, ahead_s: float = 0.0) -> Replica | Hold:
+        return choose(waiting, waiting.replicas(), self._clock(), self._rng.random(), self._rules, ahead_s)
+
+    def _place(self, waiting: Waiting) -> bool:
+        """Whether the first of the line could be sent. If not it is late from now on, or still in time."""
+        found = self._choose(waiting)
+        if found is Hold.LATE:
+            self._be_late(waiting)
+            found = Hold.WAIT if self._is_anyone_before(waiting) else self._choose(waiting)
+        if found is Hold.REFUSE:
+            raise self._refused()
+        if isinstance(found, Hold):
+            return False
+        self._send(waiting, found)
+        return True
+
+    def _try(self, waiting: Waiting, each: _Class) -> bool:
+        """Whether the first of ``each`` has left it."""
+        found = self._choose(waiting)
+        if found is Hold.WAIT:
+            return False
+        each.remove(waiting)
+        if not isinstance(found, Hold):
+            self._send(waiting, found)
+        elif found is Hold.REFUSE:
+            self._fail(waiting, self._refused())
+        else:
+            self._be_late(waiting)
+            self._late.add(waiting)
+        return True
+
+    def _jumps(self, waiting: Waiting) -> bool:
+        """Whether a fallback replica serves it at once, though others wait for a primary one."""
+        ready = [replica for replica in waiting.replicas() if replica.is_ready]
+        if not waiting.allows_fallback or not any(replica.is_fallback for replica in ready):
+            return False
+        speed_tokens_per_s = sum(replica.prefill_tokens_per_s for replica in ready if not replica.is_fallback)
+        ahead_s = self._in_time.prompt_tokens / speed_tokens_per_s if speed_tokens_per_s else math.inf
+        found = self._choose(waiting, ahead_s)
+        if isinstance(found, Hold) or not found.is_fallback:
+            return False
+        self._send(waiting, found)
+        return True
+
+    def _scan(self) -> None:
+        """The first in line must wait; others near the front may be for a fallback replica."""
+        first = self._in_time.first()
+        for waiting in list(islice(self._in_time.front(), _NUM_SCANNED)):
+            if waiting is not first and self._jumps(waiting):
+                self._in_time.remove(waiting)
+
+    def _send(self, waiting: Waiting, replica: Replica) -> None:
+        if waiting.done is not None and waiting.done.done():
+            return  # its client has left, or its time is up; its task has not run since
+        now_s = self._clock()
+        gap_s = max(1e-6, now_s - self._sent_at_s)
+        fade = math.exp(-gap_s / _RATE_S)
+        self._sent_per_s = self._sent_per_s * fade + 1.0 / _RATE_S
+        self._sent_at_s = now_s
+        if self.num_waiting:
+            self._accounts[waiting.tenant] = self._accounts.get(waiting.tenant, 0.0) + waiting.tokens
+        try:
+            waiting.send(replica)
+        except Exception as error:
+            if waiting.done is None:
+                raise
+            self._fail(waiting, error)
+            return
+        if waiting.done is not None and not waiting.done.done():
+            waiting.done.set_result(None)
+
+    def _fail(self, waiting: Waiting, error: Exception) -> None:
+        if waiting.done is not None and not waiting.done.done():
+            waiting.done.set_exception(error)
+
+    def _be_late(self, waiting: Waiting) -> None:
+        waiting.is_late = True
+        waiting.on_late()
+
+    def _refused(self) -> Overloaded:
+        return Overloaded(
+            "the first token could not be there in time; this model refuses what would be late",
+            retry_after_s=self._retry_after_s(max(1, self.num_waiting)),
+        )
