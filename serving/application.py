@@ -1,6 +1,7 @@
 """A config as a Ray Serve application: one gateway deployment, and one deployment per pool."""
 
 import hashlib
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 import orjson
 from ray import serve
 from ray.serve import Application
+from ray.serve.config import AutoscalingConfig
+from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
 
 from serving.config import Config
 from serving.config.model import ModelConfig
@@ -16,11 +19,15 @@ from serving.config.pool import CpuPool, CudaPool
 from serving.gateway.ingress import GatewayIngress, GatewayOptions
 from serving.replica.deployment import PoolReplica
 from serving.replica.options import ReplicaOptions
+from serving.tenancy.private_files import create_private_file
 
 APP_NAME = "ballast"
+FLEET_POLICY = "serving.autoscaler.serve_policy:FleetPolicy"
 #: Ray Serve counts only its own requests; the gateway admits, so Serve's limit is set where it never acts.
 NO_SERVE_LIMIT = 1_000_000
 GATEWAY_CPUS = 0.0
+#: How long Ray Serve keeps the figures for the autoscaler, and how often it takes and sends them.
+LOOK_BACK_S, METRICS_INTERVAL_S = 5.0, 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +40,49 @@ class Site:
     secret: bytes
     engine: str = "vllm"
     engine_args: Mapping[str, Any] | None = None
+    node_resources: tuple[Mapping[str, float], ...] = ()
+    """What Ray's nodes have."""
+    policy: str = FLEET_POLICY
+
+    def is_placeable(self, pool: CpuPool | CudaPool) -> bool:
+        """Whether a node could take a replica of ``pool``. One that cannot be placed must not hold the others up."""
+        return any(pool.fits(resources) for resources in self.node_resources)
+
+    def write(self, config: Config) -> Path:
+        """Hand ``config`` and this to the process in which Ray Serve builds the application."""
+        content = pickle.dumps((config, self))
+        path = self.runtime_dir / f"site-{hashlib.sha256(content).hexdigest()[:12]}.pickle"
+        if not path.exists():
+            create_private_file(path, content)
+        return path
+
+
+def build(args: Mapping[str, str]) -> Application:
+    """Called by Ray Serve, in a process of its own, with what `deploy_schema` says."""
+    config, site = pickle.loads(Path(args["site"]).read_bytes())  # noqa: S301 - our own file in our private folder
+    return build_application(config, site)
+
+
+def deploy_schema(config: Config, site: Site) -> ServeDeploySchema:
+    """What Ray Serve is to run. Only an application that is declared like this may have a policy of its own."""
+    pools = [(model.name, pool.name) for model in config.models for pool in model.pools]
+    deployments = [(model, pool, deployment_name(model, pool)) for model, pool in pools]
+    policy = {
+        "policy_function": site.policy,
+        "policy_kwargs": {
+            "config": config.model_dump(mode="json"),
+            "deployments": deployments,
+            "folder": str(config.server.decisions_dir),
+        },
+    }
+    application = ServeApplicationSchema(
+        name=APP_NAME,
+        route_prefix="/",
+        import_path="serving.application:build",
+        args={"site": str(site.write(config))},
+        autoscaling_policy=policy,
+    )
+    return ServeDeploySchema(applications=[application])
 
 
 def build_application(config: Config, site: Site) -> Application:
@@ -45,11 +95,11 @@ def build_application(config: Config, site: Site) -> Application:
             name = deployment_name(model.name, pool.name)
             deployments.append((model.name, pool.name, name))
             pools.append(_pool_deployment(name, config, model, pool, site))
-    options = GatewayOptions(config, APP_NAME, tuple(deployments), site.secret)
+    options = GatewayOptions(config, APP_NAME, tuple(deployments), site.secret, site.runtime_dir)
     gateway = serve.deployment(
         GatewayIngress,
         name="gateway",
-        num_replicas=config.server.gateways,
+        autoscaling_config=_neutral_autoscaling(*[config.server.gateways] * 3),
         max_ongoing_requests=NO_SERVE_LIMIT,
         graceful_shutdown_timeout_s=config.server.shutdown_grace_s + 5,
         graceful_shutdown_wait_loop_s=0.5,
@@ -69,6 +119,25 @@ def build_application(config: Config, site: Site) -> Application:
         },
     )
     return gateway.bind(options, pools)
+
+
+def _neutral_autoscaling(least: int, most: int, initial: int) -> AutoscalingConfig:
+    """Bounds and signal intervals for Ray Serve; what it would decide, and delay, is `serve_policy.py`'s alone.
+
+    The gateways' number is fixed; they have one because only deployments with one are seen, and heard, by a policy.
+    """
+    return AutoscalingConfig(
+        min_replicas=least,
+        max_replicas=most,
+        initial_replicas=initial,
+        upscale_delay_s=0.0,
+        downscale_delay_s=0.0,
+        downscale_to_zero_delay_s=0.0,
+        upscaling_factor=1.0,
+        downscaling_factor=1.0,
+        look_back_period_s=LOOK_BACK_S,
+        metrics_interval_s=METRICS_INTERVAL_S,  # deprecated, and still what Ray 2.60 goes by
+    )
 
 
 def deployment_name(model: str, pool: str) -> str:
@@ -95,11 +164,15 @@ def _pool_deployment(
         log_level=config.server.log_level,
         log_path=str(config.server.log_path),
         grammar_compile_s=config.limits.grammar_compile_s,
+        speed=pool.seed_speed,
+        is_forked=isinstance(pool, CpuPool) and site.engine != "scripted",
     )
     return serve.deployment(
         PoolReplica,
         name=name,
-        num_replicas=pool.replicas.min,
+        autoscaling_config=_neutral_autoscaling(
+            0, pool.replicas.max, pool.replicas.min if site.is_placeable(pool) else 0
+        ),
         max_ongoing_requests=NO_SERVE_LIMIT,
         graceful_shutdown_timeout_s=config.server.shutdown_grace_s + 10,
         graceful_shutdown_wait_loop_s=0.1,
@@ -110,8 +183,10 @@ def _pool_deployment(
 
 
 def _actor_options(pool: CpuPool | CudaPool) -> dict[str, Any]:
+    """With an environment of its own, a replica gets a process of its own, and that process's age is the start's."""
     if isinstance(pool, CudaPool):
-        return {"num_cpus": 1, "num_gpus": pool.gpus_per_replica}
+        env = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"}  # as vLLM would decide itself in Ray's worker process
+        return {"num_cpus": 1, "num_gpus": pool.gpus_per_replica, "runtime_env": {"env_vars": env}}
     env = {
         # vLLM's own binding gives every engine of a node the same cores; the kernel's scheduler does better.
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",

@@ -15,9 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from serving.config import Config
+from serving.config.pool import CpuPool
 from serving.config.server import ServerConfig
 from serving.edge import haproxy as edge
+from serving.engine.preload import MODULES
 from serving.errors import MachineError
+from serving.lifecycle import zygote
 from serving.lifecycle.launch import DeploymentState
 from serving.lifecycle.processes import RUNTIME_DIR_VARIABLE, end_processes_of
 
@@ -32,6 +35,8 @@ OBJECT_STORE_BYTES = 128 * 2**20
 MAX_TEMP_DIR_CHARS = 24
 SHORT_TEMP_DIR = "/tmp"  # noqa: S108  (mkdtemp makes a folder of our own in it)
 DRAIN_POLL_S = 0.2
+#: After the time for requests in flight: those that are left are told that it is over, and gateways end.
+DRAIN_MARGIN_S = 5.0
 
 
 def new_runtime_dir() -> Path:
@@ -53,16 +58,18 @@ class Cluster:
     secret: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
     runtime_dir: Path = field(default_factory=new_runtime_dir)
 
-    def start(self, on_step: Callable[[str], None] = _ignore) -> None:
+    def start(self, on_step: Callable[[str], None] = _ignore, *, preloads_engine: bool = False) -> None:
         """Start Ray, its Serve controller and HAProxy. Raises MachineError.
 
-        ``on_step`` is told what begins. Ray reads its environment when it is imported, so nobody may have done that
-        before.
+        ``on_step`` is told what begins. With ``preloads_engine`` the node's zygote imports the CPU pools' engine
+        meanwhile. Ray reads its environment when it is imported, so nobody may have done that before.
         """
         on_step("Ray")
         os.environ.update(cluster_environment(self.runtime_dir, self.config.server, EdgePorts.free()))
         # A dozen Python processes are about to start; without cached bytecode each would compile all that it imports.
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        if preloads_engine and any(isinstance(pool, CpuPool) for model in self.config.models for pool in model.pools):
+            zygote.start(self.runtime_dir / zygote.SOCKET, os.getpid(), MODULES)
         import ray
         from ray import serve
         from ray.serve.config import HTTPOptions
@@ -91,15 +98,23 @@ class Cluster:
         """CPUs that Ray may hand out: those of the machine, or what the config was told to use if that is more."""
         return max(float(os.cpu_count() or 1), 1.0)
 
-    def deploy(self, engine: str = "vllm", engine_args: Mapping[str, Any] | None = None) -> None:
-        """Hand the application to Ray Serve and return at once; ``deployments`` says how far it is."""
-        from ray import serve
+    def deploy(
+        self, engine: str = "vllm", engine_args: Mapping[str, Any] | None = None, policy: str | None = None
+    ) -> None:
+        """Hand the application to Ray Serve and return at once; ``deployments`` says how far it is.
 
-        from serving.application import APP_NAME, Site, build_application
+        ``policy`` is to size the pools in place of the autoscaler: a class by its import path.
+        """
+        import ray
+        from ray.serve.context import _get_global_client
 
-        site = Site(self.runtime_dir, self.secret, engine, engine_args)
-        target = serve.RunTarget(build_application(self.config, site), name=APP_NAME, route_prefix="/")
-        serve.run_many([target], wait_for_applications_running=False, wait_for_ingress_deployment_creation=False)
+        from serving.application import FLEET_POLICY, Site, deploy_schema
+
+        resources = tuple(node["Resources"] for node in ray.nodes() if node["Alive"])
+        site = Site(self.runtime_dir, self.secret, engine, engine_args, resources, policy or FLEET_POLICY)
+        client = _get_global_client()  # what `serve deploy` uses through its dashboard, which does not run here
+        assert client is not None, "start() has connected to Ray Serve"
+        client.deploy_apps(deploy_schema(self.config, site))
 
     def deployments(self) -> list[DeploymentState]:
         """Every pool and the gateway, as Ray Serve sees them; empty until it has begun. Raises MachineError when Ray
@@ -150,7 +165,7 @@ class Cluster:
 
         from serving.application import APP_NAME
 
-        deadline_s = time.monotonic() + drain_s
+        deadline_s = time.monotonic() + drain_s + DRAIN_MARGIN_S
         try:
             if APP_NAME in serve.status().applications:
                 serve.delete(APP_NAME, _blocking=False)
@@ -203,6 +218,8 @@ def cluster_environment(runtime_dir: Path, server: ServerConfig, ports: EdgePort
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports.metrics),
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(HAPROXY_DRAIN_S),
         "RAY_SERVE_HAPROXY_MAXCONN": str(server.max_connections),
+        # Ray replaces an HAProxy that has failed three checks in a row; at Ray's own ten seconds, half a minute later.
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports.fallback),
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(HAPROXY_CLIENT_S),
         "RAY_SERVE_HAPROXY_NBTHREAD": str(max(1, min(4, (os.cpu_count() or 1) // 2))),
@@ -211,6 +228,7 @@ def cluster_environment(runtime_dir: Path, server: ServerConfig, ports: EdgePort
         # HAProxy is told within a second that a gateway leaves; Ray waits 30 s for load balancers that poll.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
         "RAY_SERVE_LOG_TO_STDERR": "0",
+        "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
     }
 
 

@@ -281,8 +281,10 @@ def _spec_findings(model: ModelConfig, spec: ModelSpec, path: str) -> Iterator[F
 
 
 def _pool_findings(model: ModelPlan, pool: PoolPlan, path: str, machine: Machine) -> Iterator[Finding]:
+    # Where another pool serves the model, one that cannot be placed does not hold it up.
+    is_alone = all(other.device == "cuda" for other in model.pools)
+    severity: Severity = "error" if pool.min_replicas and is_alone else "warning"
     if pool.device == "cuda" and not machine.gpus:
-        severity: Severity = "error" if pool.min_replicas else "warning"
         action = "use a machine with one, or a pool with device: cpu"
         if machine.gpu_problem:
             yield Finding(
@@ -292,7 +294,7 @@ def _pool_findings(model: ModelPlan, pool: PoolPlan, path: str, machine: Machine
             yield Finding(severity, path, "no NVIDIA GPU here, so this pool cannot run", action)
     elif pool.device == "cuda" and pool.gpus > len(machine.gpus):
         message = f"one replica needs {pool.gpus:g} GPUs, and this machine has {len(machine.gpus)}"
-        yield Finding("error" if pool.min_replicas else "warning", path, message, "lower gpus_per_replica")
+        yield Finding(severity, path, message, "lower gpus_per_replica")
     if pool.kv_cache_bytes is not None and pool.kv_cache_bytes <= 0:
         message = f"the weights ({gigabytes(pool.weight_bytes or 0)}) leave no room for a KV cache"
         yield Finding("error", path, message, "raise gpus_per_replica, or use a quantized model")

@@ -1,15 +1,26 @@
 """What demand will be when a replica asked for now is ready, learned from what it was.
 
-Four simple predictors of the request rate (means over half a minute, two and ten minutes, and a damped trend) are
-judged by how well each foretold the rate one lead time later; their weighted geometric mean is the forecast. How far
-off it was is kept as a histogram of ratios (rate found / rate foretold), old ratios fading. So the spread that a plan
-must cover is the one this workload has shown, not an assumed one: narrow for a smooth day, wide for bursts.
+Demand is counted in *mean requests* per second: a request with a prompt of twice the mean length counts as that much
+more as the prompt's share of a mean request's work says. So a minute of short requests reads as the light minute that
+it is.
+
+Four simple predictors of that rate (means over half a minute, two and ten minutes, and a damped trend) are judged by
+how well each foretold the rate one lead time later; their weighted geometric mean is the forecast.
+
+What a forecast is worth is learned, not assumed. For each ratio of a grid a *shadow fleet*, whose capacity is always
+that ratio times what was foretold one lead time before, is fed the real arrivals; what does not fit in its bounded
+queue is lost. The losses of all of them, old ones fading, are the loss curve that a plan is scored with (`score.py`):
+forecast errors, bursts and chance together, as this workload has shown them. A histogram of the ratios rate found /
+rate foretold says the same of single minutes, for the pools that take over when the primary ones are at zero.
 """
 
+import functools
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from operator import add, mul
 
 from serving.autoscaler.types import NUM_PROMPT_BUCKETS, Demand
 
@@ -17,19 +28,23 @@ RATIOS = (
     0.25, 0.5, 0.65, 0.75, 0.82, 0.88, 0.94, 1.0, 1.06, 1.12, 1.2, 1.3, 1.42, 1.6, 1.85, 2.2, 2.8, 4.0, 6.0, 10.0, 16.0,
     32.0,
 )  # fmt: skip
-"""Rate found over rate foretold: the histogram's bins."""
+"""Rate found over rate foretold: the histogram's bins. Capacity over rate foretold: the shadow fleets."""
 
 _EDGES = tuple(math.sqrt(low * high) for low, high in pairwise(RATIOS))
 _PRIOR_WEIGHT = 10.0
 _PRIOR_SIGMA = 0.1
 _PRIOR_TAIL = 0.01
 """Share of the prior beyond twice the forecast."""
+_PRIOR_REQUESTS = 500.0
+"""As many requests' worth of losses does the prior stand for."""
 
 _MIN_INTERVAL_S = 0.01
 """Less time than this says nothing of a rate."""
 _EVERY_S = 60.0
 """A forecast is made this often, and compared with the mean rate of this long."""
-_SPREAD_HALF_LIFE_S = 6 * 3600.0
+_FIRST_FORECAST_S = 50.0
+"""No forecast made before this much was seen is judged: it would be remembered for hours."""
+_SPREAD_HALF_LIFE_S = 2 * 3600.0
 _PEAK_HALF_LIFE_S = 12 * 3600.0
 _EXPERT_HALF_LIFE_S = 3600.0
 _ABOVE_PEAK = 1.1
@@ -40,9 +55,12 @@ _SHARPNESS = 4.0
 """How fast a worse predictor loses weight, per squared e-fold of mean error, times _ERROR_SCALE."""
 _ERROR_SCALE = 50.0
 
-_FAST_S, _MIDDLE_S, _SLOW_S, _MIX_S, _DAY_S = 30.0, 120.0, 600.0, 1800.0, 86_400.0
+_FAST_S, _MIDDLE_S, _SLOW_S, _MIX_S, _HOUR_S, _DAY_S = 30.0, 120.0, 600.0, 1800.0, 3600.0, 86_400.0
 _TREND_DAMPING = 0.6
 _MIN_RATE_PER_S = 1e-6
+_UNKNOWN_OUTPUT_TOKENS = 100.0
+_PER_REQUEST_FADE = 0.998
+"""What one more request leaves of the weight of those before, in what is known of lengths."""
 
 
 def _prior() -> tuple[float, ...]:
@@ -51,6 +69,16 @@ def _prior() -> tuple[float, ...]:
     return tuple(
         _PRIOR_WEIGHT * ((1.0 - _PRIOR_TAIL) * weight / sum(weights) + _PRIOR_TAIL * more / sum(tail))
         for weight, more in zip(weights, tail, strict=True)
+    )
+
+
+def _prior_lost() -> tuple[float, ...]:
+    """What the shadow fleets would have lost of `_PRIOR_REQUESTS` requests, if ratios came as in the prior."""
+    prior = _prior()
+    scale = _PRIOR_REQUESTS / sum(prior)
+    return tuple(
+        scale * sum(weight * max(0.0, ratio - capacity) for ratio, weight in zip(RATIOS, prior, strict=True))
+        for capacity in RATIOS
     )
 
 
@@ -75,32 +103,58 @@ _UNKNOWN = Mean()
 
 @dataclass(frozen=True, slots=True)
 class Forecasts:
-    """What was foretold at one time: by each predictor, and by all together."""
+    """What was foretold at one time: by each predictor, by all together, and by the steady view."""
 
     at_s: float
     predictors: tuple[float, ...]
-    combined: float
+    nimble_per_s: float
+    steady_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Shadows:
+    """Fleets whose capacity is always one of `RATIOS` times the forecast of one lead time before. Sums are fading."""
+
+    foretold_per_s: float = 0.0
+    """That forecast; 0 until there is one."""
+    backlogs_s: tuple[float, ...] = (0.0,) * len(RATIOS)
+    """Seconds of work that wait at each fleet."""
+    lost: tuple[float, ...] = _prior_lost()
+    """Mean requests lost by each fleet."""
+    num_arrived: float = _PRIOR_REQUESTS
+    """Mean requests that each was fed."""
+    capacity: float = _PRIOR_REQUESTS
+    """Mean requests that the fleet of ratio 1 could have served: the forecast, summed over time."""
+    climbed_per_s: float = 0.0
+    """Sum of all the forecast's rises: capacity that was started."""
+
+
+_NO_SHADOWS = Shadows()
 
 
 @dataclass(frozen=True, slots=True)
 class DemandMemory:
-    """What is remembered of demand. A fresh one knows nothing and says so (``seen_s`` 0)."""
+    """What is remembered of demand. A fresh one knows nothing and says so (``seen_s`` 0). Rates are in mean requests
+    per second."""
 
     seen_s: float = 0.0
     fast: Mean = _UNKNOWN
     middle: Mean = _UNKNOWN
     slow: Mean = _UNKNOWN
+    hour: Mean = _UNKNOWN
     day: Mean = _UNKNOWN
+    """Requests per second."""
     prompt: Mean = _UNKNOWN
-    """Prompt tokens per second, over the mix's window; likewise the next two."""
+    """Prompt tokens per second, over the mix's window; likewise the next."""
     mix: Mean = _UNKNOWN
     """Requests per second."""
     output: Mean = _UNKNOWN
     """Tokens of an answer, by finished request."""
     buckets: tuple[float, ...] = (0.0,) * NUM_PROMPT_BUCKETS
-    dispersion: Mean = _UNKNOWN
-    """Variance over mean of the requests that arrive in one interval."""
     spread: tuple[float, ...] = _prior()
+    """How often each ratio of the rate found to the rate foretold was seen."""
+    nimble: Shadows = _NO_SHADOWS
+    steady: Shadows = _NO_SHADOWS
     errors: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
     """Mean squared log error of each predictor."""
     pending: tuple[Forecasts, ...] = ()
@@ -110,113 +164,211 @@ class DemandMemory:
     peak_per_s: float = 0.0
     """The highest rate of any such window, fading."""
 
+    @property
+    def prompt_tokens(self) -> float:
+        """Mean length of a prompt."""
+        mix_per_s = self.mix.value
+        return max(1.0, self.prompt.value / mix_per_s) if mix_per_s > 0.0 else 1.0
+
+    @property
+    def output_tokens(self) -> float:
+        """Mean length of an answer."""
+        return max(1.0, self.output.value) if self.output.weight > 0.0 else _UNKNOWN_OUTPUT_TOKENS
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What of the primary pool shapes demand: how much of a mean request's work its prompt is, and how many seconds of
+    work may wait there before a request misses its TTFT."""
+
+    prompt_share: float
+    slack_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Foresight:
+    """A way to foretell: what it says now, and what it was worth."""
+
+    forecast_per_s: float
+    shadows: Shadows
+
+    def share_lost(self, capacity_per_s: float, rate_per_s: float) -> float:
+        """The loss curve: share of the demand that a fleet is expected to lose. 1 at no capacity, straight between the
+        shadow fleets, 0 beyond the biggest."""
+        ratio = capacity_per_s / rate_per_s
+        above = bisect_right(RATIOS, ratio)
+        if above == len(RATIOS):
+            return 0.0
+        lost, number = self.shadows.lost, self.shadows.num_arrived
+        low, at_low = (RATIOS[above - 1], lost[above - 1]) if above else (0.0, number)
+        return min(1.0, (at_low + (lost[above] - at_low) * (ratio - low) / (RATIOS[above] - low)) / number)
+
+    def usd_per_request(self, usd_per_capacity: float, miss_usd: float, lead_s: float) -> float:
+        """What serving by it costs at the best ratio, misses and starts included."""
+        shadows = self.shadows
+        held_usd = usd_per_capacity * (shadows.capacity + lead_s * shadows.climbed_per_s)
+        usd = map(add, map(held_usd.__mul__, RATIOS), map(miss_usd.__mul__, shadows.lost))
+        return float(min(usd)) / shadows.num_arrived
+
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
     """What `decide` plans for."""
 
-    forecast_per_s: float
-    level_per_s: float
-    """The higher of forecast and present mean: what a smaller fleet must be able to carry."""
+    nimble: Foresight
+    """The predictors' forecast: follows a load that moves slower than a replica starts."""
+    steady: Foresight
+    """The mean of the last hour, or of the last ten minutes if that is higher: for bursts that come and go faster."""
+    present_per_s: float
     day_per_s: float
     mix_per_s: float
     """Mean over half an hour."""
     ratios: Sequence[tuple[float, float]]
-    """(rate / forecast, probability)"""
-    ceiling_per_s: float
-    """No more than this is planned for."""
+    """(rate / nimble forecast, probability)"""
+    peak_per_s: float
     prompt_tokens: float
     output_tokens: float
-    dispersion: float
     buckets: tuple[float, ...]
     """Share of prompts by length."""
 
 
-def learn(memory: DemandMemory, demand: Demand, dt_s: float, now_s: float, lead_s: float) -> DemandMemory:
+def learn(
+    memory: DemandMemory, demand: Demand, dt_s: float, now_s: float, lead_s: float, service: Service
+) -> DemandMemory:
     """Take in what came during the last ``dt_s`` seconds."""
     if dt_s < _MIN_INTERVAL_S:
         return memory
-    rate_per_s = demand.num_arrived / dt_s
-    expected = memory.middle.value * dt_s
-    dispersion = memory.dispersion
-    if memory.seen_s > _MIDDLE_S and expected > 0.5:
-        excess = (demand.num_arrived - expected) ** 2 / expected
-        dispersion = dispersion.after(min(excess, 100.0), math.exp(-dt_s / _MIX_S))
-    output = memory.output
-    if demand.num_finished > 0:
-        output = output.after(demand.output_tokens / demand.num_finished, 0.998**demand.num_finished)
-    buckets = memory.buckets
-    if demand.num_arrived > 0:
-        fade = 0.998**demand.num_arrived
-        buckets = tuple(
-            old * fade + new for old, new in zip(buckets, demand.prompts or (0,) * NUM_PROMPT_BUCKETS, strict=True)
-        )
+    number = demand.num_arrived
     mix_fade = math.exp(-dt_s / _MIX_S)
-    memory = replace(
-        memory,
+    prompt = memory.prompt.after(demand.prompt_tokens / dt_s, mix_fade)
+    mix = memory.mix.after(number / dt_s, mix_fade)
+    output, buckets, arrived = memory.output, memory.buckets, 0.0
+    if demand.num_finished > 0:
+        output = output.after(demand.output_tokens / demand.num_finished, _PER_REQUEST_FADE**demand.num_finished)
+    if number > 0:
+        fade = _PER_REQUEST_FADE**number
+        buckets = tuple([old * fade + new for old, new in zip(buckets, demand.prompts or _NO_PROMPTS, strict=True)])
+        mean_tokens = max(1.0, prompt.value / mix.value)
+        arrived = (1.0 - service.prompt_share) * number + service.prompt_share * demand.prompt_tokens / mean_tokens
+    rate_per_s = arrived / dt_s
+    memory = DemandMemory(
         seen_s=memory.seen_s + dt_s,
         fast=memory.fast.after(rate_per_s, math.exp(-dt_s / _FAST_S)),
         middle=memory.middle.after(rate_per_s, math.exp(-dt_s / _MIDDLE_S)),
         slow=memory.slow.after(rate_per_s, math.exp(-dt_s / _SLOW_S)),
-        day=memory.day.after(rate_per_s, math.exp(-dt_s / _DAY_S)),
-        prompt=memory.prompt.after(demand.prompt_tokens / dt_s, mix_fade),
-        mix=memory.mix.after(rate_per_s, mix_fade),
+        hour=memory.hour.after(rate_per_s, math.exp(-dt_s / _HOUR_S)),
+        day=memory.day.after(number / dt_s, math.exp(-dt_s / _DAY_S)),
+        prompt=prompt,
+        mix=mix,
         output=output,
         buckets=buckets,
-        dispersion=dispersion,
-        window_requests=memory.window_requests + demand.num_arrived,
+        spread=memory.spread,
+        nimble=_fed(memory.nimble, arrived, dt_s, service.slack_s),
+        steady=_fed(memory.steady, arrived, dt_s, service.slack_s),
+        errors=memory.errors,
+        pending=memory.pending,
+        window_requests=memory.window_requests + arrived,
         window_s=memory.window_s + dt_s,
+        peak_per_s=memory.peak_per_s,
     )
     return _judge(memory, now_s, lead_s) if memory.window_s >= _EVERY_S else memory
 
 
 def outlook(memory: DemandMemory, lead_s: float) -> Outlook:
     """What to expect ``lead_s`` from now."""
-    buckets = memory.buckets
-    num_known = sum(buckets)
-    shares = tuple(count / num_known for count in buckets) if num_known > 0.0 else (0.0,) * NUM_PROMPT_BUCKETS
-    mean = sum(share * _length(index) for index, share in enumerate(shares))
-    square = sum(share * _length(index) ** 2 for index, share in enumerate(shares))
-    cv2 = square / (mean * mean) - 1.0 if mean > 0.0 else 1.0
-    total = sum(memory.spread)
-    forecast_per_s = _combined(memory, _predictors(memory, lead_s))
-    mix_per_s = memory.mix.value
+    num_known = sum(memory.buckets)
     return Outlook(
-        forecast_per_s=forecast_per_s,
-        level_per_s=max(forecast_per_s, memory.middle.value),
+        nimble=Foresight(_combined(memory, _predictors(memory, lead_s)), memory.nimble),
+        steady=Foresight(_steady_per_s(memory), memory.steady),
+        present_per_s=memory.middle.value,
         day_per_s=memory.day.value,
-        mix_per_s=mix_per_s,
-        ratios=tuple((ratio, weight / total) for ratio, weight in zip(RATIOS, memory.spread, strict=True)),
-        ceiling_per_s=max(_ABOVE_FORECAST * forecast_per_s, _ABOVE_PEAK * memory.peak_per_s),
-        prompt_tokens=max(1.0, memory.prompt.value / mix_per_s) if mix_per_s > 0.0 else 1.0,
-        output_tokens=max(1.0, memory.output.value) if memory.output.weight > 0.0 else 100.0,
-        dispersion=min(20.0, max(1.0, memory.dispersion.value)) + max(0.0, cv2),
-        buckets=shares,
+        mix_per_s=memory.mix.value,
+        ratios=_probabilities(memory.spread),
+        peak_per_s=memory.peak_per_s,
+        prompt_tokens=memory.prompt_tokens,
+        output_tokens=memory.output_tokens,
+        buckets=tuple([count / num_known for count in memory.buckets]) if num_known > 0.0 else memory.buckets,
+    )
+
+
+def ceiling_per_s(seen: Outlook, rate_per_s: float) -> float:
+    """No more than this is planned for when ``rate_per_s`` is expected."""
+    return max(_ABOVE_FORECAST * rate_per_s, _ABOVE_PEAK * seen.peak_per_s)
+
+
+_NO_PROMPTS = (0,) * NUM_PROMPT_BUCKETS
+
+
+@functools.lru_cache(maxsize=64)
+def _probabilities(spread: tuple[float, ...]) -> tuple[tuple[float, float], ...]:
+    total = sum(spread)
+    return tuple((ratio, weight / total) for ratio, weight in zip(RATIOS, spread, strict=True))
+
+
+def _fed(shadows: Shadows, arrived: float, dt_s: float, slack_s: float) -> Shadows:
+    """After ``dt_s`` seconds in which ``arrived`` mean requests came."""
+    foretold_per_s = shadows.foretold_per_s
+    if foretold_per_s <= 0.0:
+        return shadows
+    work_s = arrived / foretold_per_s
+    backlogs_s, lost = [], []
+    for ratio, before_s, lost_before in zip(RATIOS, shadows.backlogs_s, shadows.lost, strict=True):
+        backlog_s = before_s + work_s / ratio - dt_s
+        if backlog_s <= 0.0 >= before_s:
+            break  # a bigger fleet has no more waiting than a smaller one: nothing changes for the rest
+        too_much_s = max(0.0, backlog_s - slack_s)
+        backlogs_s.append(max(0.0, backlog_s - too_much_s))
+        lost.append(lost_before + too_much_s * ratio * foretold_per_s)
+    number = len(lost)
+    return Shadows(
+        foretold_per_s=foretold_per_s,
+        backlogs_s=(*backlogs_s, *shadows.backlogs_s[number:]),
+        lost=(*lost, *shadows.lost[number:]),
+        num_arrived=shadows.num_arrived + arrived,
+        capacity=shadows.capacity + foretold_per_s * dt_s,
+        climbed_per_s=shadows.climbed_per_s,
+    )
+
+
+def _retold(shadows: Shadows, foretold_per_s: float, fade: float) -> Shadows:
+    """With another forecast, and all sums faded."""
+    before_per_s = shadows.foretold_per_s or foretold_per_s
+    return Shadows(
+        foretold_per_s=foretold_per_s,
+        backlogs_s=shadows.backlogs_s,
+        lost=tuple([number * fade for number in shadows.lost]),
+        num_arrived=shadows.num_arrived * fade,
+        capacity=shadows.capacity * fade,
+        climbed_per_s=shadows.climbed_per_s * fade + max(0.0, foretold_per_s - before_per_s),
     )
 
 
 def share_up_to(shares: Sequence[float], prompt_tokens: float) -> float:
     """Share of prompts of at most ``prompt_tokens``, from the histogram (evenly spread inside a bucket)."""
-    found = 0.0
-    for index, share in enumerate(shares):
-        low, high = (0.0 if index == 0 else 2.0 ** (index - 1)), 2.0**index
-        found += share * min(1.0, max(0.0, (prompt_tokens + 1.0 - low) / (high - low)))
-    return found
+    return float(sum(map(mul, shares, _parts_up_to(prompt_tokens))))
 
 
 def mean_up_to(shares: Sequence[float], prompt_tokens: float) -> float:
     """Mean length of those prompts; 1 if there are none."""
-    weight = total = 0.0
-    for index, share in enumerate(shares):
-        low = 0.0 if index == 0 else 2.0 ** (index - 1)
-        if share > 0.0 and low <= prompt_tokens:
-            weight += share
-            total += share * min(_length(index), 0.5 * (low + prompt_tokens))
-    return max(1.0, total / weight) if weight > 0.0 else 1.0
+    lengths, counts = _lengths_up_to(prompt_tokens)
+    weight = sum(map(mul, shares, counts))
+    return max(1.0, sum(map(mul, shares, lengths)) / weight) if weight > 0.0 else 1.0
 
 
-def _length(bucket: int) -> float:
-    return 0.75 * 2.0**bucket
+@functools.lru_cache(maxsize=64)
+def _parts_up_to(prompt_tokens: float) -> tuple[float, ...]:
+    """Of each bucket, the part that is that short."""
+    bounds = [0.0, *(2.0**index for index in range(NUM_PROMPT_BUCKETS))]
+    return tuple(min(1.0, max(0.0, (prompt_tokens + 1.0 - low) / (high - low))) for low, high in pairwise(bounds))
+
+
+@functools.lru_cache(maxsize=64)
+def _lengths_up_to(prompt_tokens: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Of each bucket, the mean length of what is that short, and 1 or 0: whether anything is."""
+    lows = [0.0, *(2.0**index for index in range(NUM_PROMPT_BUCKETS - 1))]
+    counts = tuple(1.0 if low <= prompt_tokens else 0.0 for low in lows)
+    lengths = (min(0.75 * 2.0**index, 0.5 * (low + prompt_tokens)) for index, low in enumerate(lows))
+    return tuple(map(mul, lengths, counts)), counts
 
 
 def _predictors(memory: DemandMemory, lead_s: float) -> tuple[float, ...]:
@@ -234,39 +386,42 @@ def _combined(memory: DemandMemory, predictors: tuple[float, ...]) -> float:
     )
 
 
+def _steady_per_s(memory: DemandMemory) -> float:
+    return max(_MIN_RATE_PER_S, memory.hour.value, memory.slow.value)
+
+
 def _judge(memory: DemandMemory, now_s: float, lead_s: float) -> DemandMemory:
     """Compare what was foretold for now with what came, and foretell again."""
+    window_s = memory.window_s
     predictors = _predictors(memory, lead_s)
-    made = Forecasts(now_s, predictors, _combined(memory, predictors))
-    pending = memory.pending
-    spread, errors = memory.spread, memory.errors
-    peak_per_s = memory.peak_per_s * 0.5 ** (memory.window_s / _PEAK_HALF_LIFE_S)
+    made = Forecasts(now_s, predictors, _combined(memory, predictors), _steady_per_s(memory))
+    fade = 0.5 ** (window_s / _SPREAD_HALF_LIFE_S)
+    spread, errors, pending = memory.spread, memory.errors, memory.pending
+    if memory.seen_s >= _FIRST_FORECAST_S:
+        pending = (*pending[-63:], made)
     due = [forecast for forecast in pending if forecast.at_s <= now_s - lead_s]
     if due:
-        forecast = due[-1]
-        window_s = memory.window_s
         # One request more on both sides: without it a quiet minute would read as an infinite surprise.
         found = (memory.window_requests + 1.0) / window_s
-        foretold = forecast.combined + 1.0 / window_s
-        # What chance alone does to a count is reckoned in the loss (`loss_per_s`): it is no error of the forecast.
-        chance = max(1.0, memory.dispersion.value) / (foretold * window_s)
-        error = math.log(found / foretold)
-        ratio = math.exp(math.copysign(math.sqrt(max(0.0, error * error - chance)), error))
+        ratio = found / (due[-1].nimble_per_s + 1.0 / window_s)
         index = sum(ratio > edge for edge in _EDGES)
-        fade = 0.5 ** (window_s / _SPREAD_HALF_LIFE_S)
-        spread = tuple(weight * fade + (1.0 if at == index else 0.0) for at, weight in enumerate(spread))
-        fade = 0.5 ** (window_s / _EXPERT_HALF_LIFE_S)
+        spread = tuple([weight * fade + (1.0 if at == index else 0.0) for at, weight in enumerate(spread)])
+        expert_fade = 0.5 ** (window_s / _EXPERT_HALF_LIFE_S)
         errors = tuple(
-            error * fade + (1.0 - fade) * min(4.0, math.log(found / (rate + 1.0 / window_s)) ** 2)
-            for error, rate in zip(errors, forecast.predictors, strict=True)
+            [
+                error * expert_fade + (1.0 - expert_fade) * min(4.0, math.log(found / (rate + 1.0 / window_s)) ** 2)
+                for error, rate in zip(errors, due[-1].predictors, strict=True)
+            ]
         )
-        pending = tuple(forecast for forecast in pending if forecast.at_s > now_s - lead_s)
+        pending = tuple([forecast for forecast in pending if forecast.at_s > now_s - lead_s])
     return replace(
         memory,
         spread=spread,
+        nimble=_retold(memory.nimble, due[-1].nimble_per_s if due else memory.nimble.foretold_per_s, fade),
+        steady=_retold(memory.steady, due[-1].steady_per_s if due else memory.steady.foretold_per_s, fade),
         errors=errors,
-        pending=(*pending[-63:], made),
+        pending=pending,
         window_requests=0.0,
         window_s=0.0,
-        peak_per_s=max(peak_per_s, memory.window_requests / memory.window_s),
+        peak_per_s=max(memory.peak_per_s * 0.5 ** (window_s / _PEAK_HALF_LIFE_S), memory.window_requests / window_s),
     )

@@ -25,10 +25,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from serving.autoscaler.clean import clean_demand, clean_number, clean_price, clean_state
-from serving.autoscaler.demand import Outlook, learn, mean_up_to, outlook, share_up_to
+from serving.autoscaler.demand import DemandMemory, Foresight, Outlook, Service, learn, mean_up_to, outlook, share_up_to
 from serving.autoscaler.memory import Memory, PoolMemory
-from serving.autoscaler.score import Market, PoolOffer, cheapest_fleet
-from serving.autoscaler.service_model import capacity_per_s, longest_prompt_tokens, prefill_s
+from serving.autoscaler.score import Market, MissPrice, PoolOffer, cheapest_fleet
+from serving.autoscaler.service_model import (
+    capacity_per_s,
+    longest_prompt_tokens,
+    prefill_s,
+    prompt_share,
+    spoilt_share,
+)
 from serving.autoscaler.tuning import Tuning
 from serving.autoscaler.types import Binding, Demand, Fleet, Plan, PoolSpec, PoolState, Prices, Reason, Spec
 
@@ -38,6 +44,8 @@ _Z90 = 1.28
 _BRIDGE_COLD_STARTS = 2.0
 """A bridge is begun when what it bridges to is still away for this many of its own cold starts."""
 _MIN_SLACK_S = 0.1
+_MIN_DRAIN_S = 30.0
+"""What waits is planned to be served within a lead time, or within this where that is longer."""
 _FADE_OF_SIGHTING = 0.9
 """What is left of older cold starts and speeds after one more was seen."""
 _MIN_RATE_PER_S = 1e-4
@@ -70,17 +78,23 @@ def decide(
     pools = [_look(pool, fleet, prices, memory, now_s, spec.tuning) for pool in spec.pools]
     lead_s = max((pool.cold_start_s for pool in pools if not pool.spec.fallback), default=0.0)
     lead_s = lead_s or max((pool.cold_start_s for pool in pools), default=0.0)
-    known = learn(memory.demand, demand, dt_s, now_s, lead_s)
+    known = learn(memory.demand, demand, dt_s, now_s, lead_s, _service(memory.demand, spec))
     seen = outlook(known, lead_s)
     fade = math.exp(-dt_s / spec.tuning.budget_window_s)
     num_missed = memory.num_missed * fade + demand.num_missed
     num_requests = memory.num_requests * fade + demand.num_missed + demand.num_met
     spent = _budget_spent(num_requests, num_missed, seen.day_per_s, spec)
     offers = tuple(_offer(pool, seen, spec) for pool in pools)
-    market = _market(offers, seen, seen.forecast_per_s, _miss_usd(offers, seen, spent, spec))
+    miss = _miss_price(offers, seen, spent, spec)
+    foresight = _foresight(offers, seen, miss.usd, lead_s)
+    backlog_per_s = (demand.num_queued + demand.num_late) / max(lead_s, _MIN_DRAIN_S)
+    market = Market(offers, seen, foresight, foresight.forecast_per_s + backlog_per_s, miss)
+    pessimist = market
+    if seen.present_per_s > foresight.forecast_per_s:
+        pessimist = Market(offers, seen, foresight, seen.present_per_s, miss)
     cheapest = _wanted(market, pools)
     wanted = _patient(market, cheapest, demand, spec.tuning)
-    held, bindings, pool_memories = _hold(market, seen, pools, wanted, known.seen_s, dt_s, spec.tuning)
+    held, bindings, pool_memories = _hold(pessimist, pools, wanted, known.seen_s, dt_s, spec.tuning)
     targets, capped_by = _within_spend(market, held, _usd_per_hour_bound(offers, seen, spec))
     if capped_by:
         bindings = [capped_by if got < asked else was for got, asked, was in zip(targets, held, bindings, strict=True)]
@@ -92,7 +106,7 @@ def decide(
         num_requests=num_requests,
         num_missed=num_missed,
         pools={
-            pool.spec.name: replace(pool_memory, target=target)
+            pool.spec.name: pool_memory if pool_memory.target == target else replace(pool_memory, target=target)
             for pool, pool_memory, target in zip(pools, pool_memories, targets, strict=True)
         },
     )
@@ -164,6 +178,18 @@ def _backed_off(memory: PoolMemory, state: PoolState, now_s: float, timeout_s: f
     return memory
 
 
+def _service(known: DemandMemory, spec: Spec) -> Service:
+    """How the first primary pool weighs prompts, and what may wait there."""
+    pool = next((pool for pool in spec.pools if not pool.fallback), None) or next(iter(spec.pools), None)
+    if pool is None:
+        return Service(1.0, spec.ttft_slo_s)
+    prompt_tokens = known.prompt_tokens
+    return Service(
+        prompt_share=prompt_share(pool.model, prompt_tokens, known.output_tokens),
+        slack_s=max(_MIN_SLACK_S, spec.ttft_slo_s - prefill_s(pool.model, prompt_tokens)),
+    )
+
+
 # ------------------------------------------------------------------------------------------------------------- prices
 
 
@@ -179,7 +205,7 @@ def _budget_spent(num_requests: float, num_missed: float, day_per_s: float, spec
     return (num_missed + prior * allowed) / (num_requests + prior) / allowed
 
 
-def _miss_usd(offers: Sequence[PoolOffer], seen: Outlook, spent: float, spec: Spec) -> float:
+def _miss_price(offers: Sequence[PoolOffer], seen: Outlook, spent: float, spec: Spec) -> MissPrice:
     """Shadow price of a miss.
 
     With the budget spent exactly, one replica is worth its price if it saves the misses allowed at a load halfway, on
@@ -190,13 +216,29 @@ def _miss_usd(offers: Sequence[PoolOffer], seen: Outlook, spent: float, spec: Sp
     tuning = spec.tuning
     primary = [offer for offer in offers if not offer.is_fallback] or list(offers)
     if not primary:
-        return 0.0
+        return MissPrice(0.0, 0.0)
     cheapest = min(primary, key=lambda offer: offer.usd_per_s / offer.capacity_per_s)
     halfway_per_s = math.sqrt(max(_MIN_RATE_PER_S, seen.day_per_s) * cheapest.capacity_per_s)
     allowed_per_s = max(1e-6, 1.0 - spec.objective) * tuning.budget_share * halfway_per_s
     gain = tuning.price_gain if spent > 1.0 else tuning.saving_gain
     pressure = min(tuning.max_pressure, max(-tuning.max_saving, gain * (spent - 1.0)))
-    return max(cheapest.usd_per_s, 1e-9) * tuning.price_scale / allowed_per_s * math.exp(pressure)
+    base_usd = max(cheapest.usd_per_s, 1e-9) * tuning.price_scale / allowed_per_s
+    alone = min(tuning.max_pressure_without_primary, max(pressure, tuning.gain_without_primary * (spent - 1.0)))
+    return MissPrice(base_usd * math.exp(pressure), base_usd * math.exp(alone))
+
+
+def _foresight(offers: Sequence[PoolOffer], seen: Outlook, miss_usd: float, lead_s: float) -> Foresight:
+    """The way to foretell by which the cheapest primary pool would have served at the least cost."""
+    usd_per_capacity = min(
+        (offer.usd_per_s / offer.capacity_per_s for offer in offers if not offer.is_fallback), default=0.0
+    )
+    nimble_usd = seen.nimble.usd_per_request(usd_per_capacity, miss_usd, lead_s)
+    steady_usd = seen.steady.usd_per_request(usd_per_capacity, miss_usd, lead_s)
+    return seen.steady if steady_usd < _STEADIER * nimble_usd else seen.nimble
+
+
+_STEADIER = 0.85
+"""The steady view must promise at least this much less cost."""
 
 
 def _offer(pool: _Pool, seen: Outlook, spec: Spec) -> PoolOffer:
@@ -210,6 +252,7 @@ def _offer(pool: _Pool, seen: Outlook, spec: Spec) -> PoolOffer:
         )
         prompt_tokens, share = mean_up_to(seen.buckets, longest), share_up_to(seen.buckets, longest)
     alone_s = prefill_s(model, prompt_tokens) / speed
+    start_usd = pool.cold_start_s * pool.usd_per_hour / 3600.0
     return PoolOffer(
         usd_per_s=pool.usd_per_hour / 3600.0,
         min_replicas=min(pool.spec.min_replicas, pool.max_replicas),
@@ -218,18 +261,16 @@ def _offer(pool: _Pool, seen: Outlook, spec: Spec) -> PoolOffer:
         slack_s=max(_MIN_SLACK_S, spec.ttft_slo_s - alone_s),
         share=share,
         prefill_s=alone_s,
+        current=pool.current,
+        start_usd_per_s=start_usd / spec.tuning.stay_s,
+        stop_usd_per_s=start_usd / spec.tuning.gone_s,
+        spoilt_share=spoilt_share(model, alone_s, seen.output_tokens, spec.tpot_slo_s * speed),
         is_fallback=fallback is not None,
     )
 
 
 _FALLBACK_SHARE = 0.8
 """As in `router/choice.py`: the router sends a fallback replica what it promises in this share of the time."""
-
-
-def _market(offers: tuple[PoolOffer, ...], seen: Outlook, rate_per_s: float, miss_usd: float) -> Market:
-    ceiling_per_s = max(seen.ceiling_per_s, rate_per_s)
-    loads = tuple((min(ratio * rate_per_s, ceiling_per_s), probability) for ratio, probability in seen.ratios)
-    return Market(offers=offers, loads=loads, dispersion=seen.dispersion, miss_usd=miss_usd)
 
 
 # -------------------------------------------------------------------------------------------------------- what it wants
@@ -278,8 +319,7 @@ def _patient(market: Market, wanted: tuple[int, ...], demand: Demand, tuning: Tu
 
 
 def _hold(
-    market: Market,
-    seen: Outlook,
+    pessimist: Market,
     pools: Sequence[_Pool],
     wanted: Sequence[int],
     seen_s: float,
@@ -287,48 +327,58 @@ def _hold(
     tuning: Tuning,
 ) -> tuple[list[int], list[Binding], list[PoolMemory]]:
     """Up at once; down late, and only to what still holds at the highest recent load."""
-    pessimist = _market(market.offers, seen, seen.level_per_s, market.miss_usd)
     targets = [max(number, pool.current) for number, pool in zip(wanted, pools, strict=True)]
     bindings, memories = [], []
     for index, pool in enumerate(pools):
         number, current = wanted[index], min(pool.current, pool.max_replicas)
-        memory = _regretted(pool, number > current, dt_s, tuning)
+        regret, since_down_s = _regretted(pool, number > current, dt_s, tuning)
+        unneeded_s, least = pool.memory.unneeded_s, pool.memory.wanted_since
         targets[index] = max(number, current)
         binding = Binding.SLO
         if number >= current:
             # A moment of need takes back as much of the time that less was enough.
-            unneeded_s = max(0.0, memory.unneeded_s - dt_s)
-            memory = replace(memory, unneeded_s=unneeded_s, wanted_since=memory.wanted_since if unneeded_s else 0)
+            unneeded_s = max(0.0, unneeded_s - dt_s)
+            least = least if unneeded_s else 0
         else:
-            unneeded_s = memory.unneeded_s + dt_s
-            least = max(number, memory.wanted_since)
-            memory = replace(memory, unneeded_s=unneeded_s, wanted_since=least)
-            hold_s = max(tuning.min_hold_s, tuning.hold_cold_starts * pool.cold_start_s) * 2.0**memory.regret
-            if seen_s < tuning.relearn_s:
+            unneeded_s += dt_s
+            least = max(number, least)
+            hold_s = max(tuning.min_hold_s, tuning.hold_cold_starts * pool.cold_start_s) * 2.0**regret
+            if seen_s < tuning.relearn_s and not pool.spec.fallback:
                 binding = Binding.RELEARNING
             elif unneeded_s < hold_s:
                 binding = Binding.HOLD
             else:
-                least = _still_enough(pessimist, pools, targets, index, least, tuning)
-                binding = Binding.SLO if least < current else Binding.HOLD
-                targets[index] = least
-                since_down_s = 0.0 if least < current else memory.since_down_s
-                memory = replace(memory, unneeded_s=0.0, wanted_since=0, since_down_s=since_down_s)
+                targets[index] = _still_enough(pessimist, pools, targets, index, least, tuning)
+                is_less = targets[index] < current
+                binding = Binding.SLO if is_less else Binding.HOLD
+                since_down_s = 0.0 if is_less else since_down_s
+                unneeded_s, least = 0.0, 0
         bindings.append(binding)
-        memories.append(memory)
+        memories.append(
+            replace(
+                pool.memory,
+                target=targets[index],
+                unneeded_s=unneeded_s,
+                wanted_since=least,
+                since_down_s=since_down_s,
+                regret=regret,
+            )
+        )
     return targets, bindings, memories
 
 
-def _regretted(pool: _Pool, is_up: bool, dt_s: float, tuning: Tuning) -> PoolMemory:
-    """Whether a step up takes back a step down that was made a moment ago."""
+def _regretted(pool: _Pool, is_up: bool, dt_s: float, tuning: Tuning) -> tuple[float, float | None]:
+    """(regret, time since the last step down); whether a step up takes back a step down that was made a moment ago."""
     memory = pool.memory
     regret = memory.regret * math.exp(-dt_s / tuning.regret_memory_s)
-    since_down_s = None if memory.since_down_s is None else memory.since_down_s + dt_s
-    if is_up and since_down_s is not None:
-        if since_down_s < tuning.regret_cold_starts * pool.cold_start_s:
-            regret = min(tuning.max_regret, regret + 1.0)
-        since_down_s = None
-    return replace(memory, regret=regret, since_down_s=since_down_s)
+    if memory.since_down_s is None:
+        return regret, None
+    since_down_s = memory.since_down_s + dt_s
+    if not is_up:
+        return regret, since_down_s
+    if since_down_s < tuning.regret_cold_starts * pool.cold_start_s:
+        regret = min(tuning.max_regret, regret + 1.0)
+    return regret, None
 
 
 def _still_enough(
@@ -473,10 +523,10 @@ def _plan(
                 pools, targets, bindings, wanted, market.offers, strict=True
             )
         ),
-        forecast_per_s=seen.forecast_per_s,
-        miss_usd=market.miss_usd,
+        forecast_per_s=market.rate_per_s,
+        miss_usd=market.miss.usd,
         budget_spent=spent,
-        expected_miss=min(1.0, missed_per_s / seen.forecast_per_s),
+        expected_miss=min(1.0, missed_per_s / market.rate_per_s),
         usd_per_hour=usd_per_hour,
         usd_per_million_tokens=usd_per_hour / tokens_per_hour * 1e6 if tokens_per_hour > 0.0 else None,
     )

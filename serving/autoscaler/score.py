@@ -1,22 +1,16 @@
 """What a fleet would cost: its price, and the misses it is expected to let happen at the shadow price of a miss."""
 
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import mul
 
-from serving.autoscaler.service_model import loss_per_s
+from serving.autoscaler.demand import Foresight, Outlook, ceiling_per_s
 
-_OVERLAP = 0.3
-"""Share of a fallback replica's prefill time in which a second request spoils the first or itself. From the simulator:
-0.09 on BurstGPT's lengths, 0.13 on Azure's conversations, 0.57 on its short code completions. It grows with the load,
-because prompts that come together stop each other's answers."""
-_LONGEST_FIRST = 0.6
-"""Requests lost per mean request of work lost: long prompts are the first that no longer fit before their deadline.
-From the simulator, one replica at 0.95 to 1.3 of its capacity on three mixes: 0.53 to 0.72."""
-_NEGLIGIBLE = 6.0
-"""Half the exponent beyond which a loss is not reckoned: exp(−12)."""
-_CLUMPED = 3.0
-"""What a primary pool that is up does not manage comes in clumps: it is this much denser than its mean."""
+_LONGEST_FIRST = 0.45
+"""Requests that miss per mean request of work that no longer fits: long prompts are the first to go. From the
+simulator, fleets of one to three replicas on real and reconstructed traces: 0.32 to 0.56."""
+_CLUMP = 0.3
+"""What primary pools that are up do not manage comes in clumps: at this share of their capacity, now and then."""
 _FULL = 0.5
 """Load of a fallback replica, in prefill time, beyond which it takes nothing more."""
 
@@ -36,79 +30,118 @@ class PoolOffer:
     """Of the requests, what it can serve inside the SLO."""
     prefill_s: float
     """Of a mean request."""
+    current: int
+    start_usd_per_s: float
+    """What one more than `current` costs beside its price: its start, spread over the time that it will stay."""
+    stop_usd_per_s: float
+    """What one fewer costs: the start that it will take to get it back, spread over the time that it will be gone."""
+    spoilt_share: float
+    """Of the answers, those short enough that one more prompt in the middle spoils their TPOT."""
     is_fallback: bool
+
+
+@dataclass(frozen=True, slots=True)
+class MissPrice:
+    """Shadow price of a missed request."""
+
+    usd: float
+    usd_without_primary: float
+    """In a fleet without any primary replica. Higher while the budget is being overspent: what a fallback pool alone
+    misses it misses all the time."""
 
 
 class Market:
     """All that a fleet's score depends on. Immutable but for what it has reckoned before."""
 
     def __init__(
-        self, offers: tuple[PoolOffer, ...], loads: tuple[tuple[float, float], ...], dispersion: float, miss_usd: float
+        self, offers: tuple[PoolOffer, ...], seen: Outlook, foresight: Foresight, rate_per_s: float, miss: MissPrice
     ) -> None:
-        """``loads``: (requests per second, probability), rising. ``dispersion``: see `loss_per_s`. ``miss_usd``: the
-        shadow price of a missed request."""
+        """``rate_per_s``: demand to plan for, in mean requests: what ``foresight`` says, or more."""
         self.offers = offers
-        self.loads = loads
-        self.dispersion = dispersion
-        self.miss_usd = miss_usd
-        self._primary = [(index, offer) for index, offer in enumerate(offers) if not offer.is_fallback]
+        self.rate_per_s = rate_per_s
+        self.miss = miss
+        self._seen = seen
+        self._foresight = foresight
+        self._ceiling_per_s = ceiling_per_s(seen, rate_per_s)
+        self._prices = [offer.usd_per_s for offer in offers]
+        self._capacities = [0.0 if offer.is_fallback else offer.capacity_per_s for offer in offers]
         self._fallback = [(index, offer) for index, offer in enumerate(offers) if offer.is_fallback]
-        self._lost: dict[tuple[int, ...], list[tuple[float, float]]] = {}
-        self._missed_per_s: dict[tuple[int, ...], float] = {}
+        self._inevitable = foresight.share_lost(self._ceiling_per_s, rate_per_s)
+        self._minutes: list[tuple[float, float]] = []
+        self._scores: dict[tuple[int, ...], float] = {}
 
     def usd_per_s(self, fleet: Sequence[int]) -> float:
         """What the replicas cost."""
-        return sum(number * offer.usd_per_s for number, offer in zip(fleet, self.offers, strict=True))
+        return float(sum(map(mul, fleet, self._prices)))
+
+    def score(self, fleet: Sequence[int]) -> float:
+        """US dollars per second, changes and misses included."""
+        fleet = tuple(fleet)
+        known_usd = self._scores.get(fleet)
+        if known_usd is not None:
+            return known_usd
+        miss_usd = self.miss.usd if any(map(mul, fleet, self._capacities)) else self.miss.usd_without_primary
+        usd = self.usd_per_s(fleet) + miss_usd * self.missed_per_s(fleet)
+        for number, offer in zip(fleet, self.offers, strict=True):
+            more = number - offer.current
+            if more:
+                usd += more * offer.start_usd_per_s if more > 0 else -more * offer.stop_usd_per_s
+        self._scores[fleet] = usd
+        return usd
 
     def missed_per_s(self, fleet: Sequence[int]) -> float:
         """Requests per second expected to miss."""
-        fleet = tuple(fleet)
-        missed_per_s = self._missed_per_s.get(fleet)
-        if missed_per_s is None:
-            missed_per_s = self._missed_per_s[fleet] = self._reckon(fleet)
-        return missed_per_s
-
-    def score(self, fleet: Sequence[int]) -> float:
-        """US dollars per second, misses included."""
-        return self.usd_per_s(fleet) + self.miss_usd * self.missed_per_s(fleet)
-
-    def _reckon(self, fleet: tuple[int, ...]) -> float:
-        primary = tuple(fleet[index] for index, _ in self._primary)
-        lost = self._lost.get(primary)
-        if lost is None:
-            lost = self._lost[primary] = self._lost_by_primary(fleet)
+        capacity_per_s = float(sum(map(mul, fleet, self._capacities)))
         substitutes = [(fleet[index], offer) for index, offer in self._fallback if fleet[index]]
-        density = _CLUMPED if any(primary) else 1.0
-        missed_per_s = 0.0
-        for lost_per_s, probability in lost:
-            for number, offer in substitutes:
-                lost_per_s -= _taken_over_per_s(number, offer, lost_per_s, density)
-            missed_per_s += probability * lost_per_s
-        return missed_per_s
-
-    def _lost_by_primary(self, fleet: tuple[int, ...]) -> list[tuple[float, float]]:
-        """(requests per second that the primary pools lose, probability), where that is worth reckoning."""
-        capacity_per_s = room = 0.0
-        for index, offer in self._primary:
-            more_per_s = fleet[index] * offer.capacity_per_s
-            capacity_per_s += more_per_s
-            room += more_per_s * offer.slack_s
         if capacity_per_s <= 0.0:
-            return [load for load in self.loads if load[0] > 0.0]
-        slack_s = room / capacity_per_s
-        least_per_s = capacity_per_s / (1.0 + _NEGLIGIBLE * self.dispersion / room)
-        return [
-            (_LONGEST_FIRST * loss_per_s(load_per_s, capacity_per_s, slack_s, self.dispersion), probability)
-            for load_per_s, probability in self.loads[bisect_left(self.loads, (least_per_s,)) :]
-        ]
+            if not substitutes:
+                return self.rate_per_s
+            return sum([probability * _left_over(load_per_s, substitutes) for load_per_s, probability in self._loads()])
+        lost_per_s = self._lost_per_s(capacity_per_s)
+        if not substitutes or lost_per_s <= 0.0:
+            return lost_per_s
+        clump_per_s = max(lost_per_s, _CLUMP * capacity_per_s)
+        return lost_per_s * _left_over(clump_per_s, substitutes) / clump_per_s
+
+    def _loads(self) -> list[tuple[float, float]]:
+        """(requests per second, probability) of a minute; what is above the ceiling counts as the ceiling."""
+        if not self._minutes:
+            rest = 1.0
+            for ratio, probability in self._seen.ratios:
+                load_per_s = ratio * self.rate_per_s
+                if load_per_s >= self._ceiling_per_s:
+                    break
+                self._minutes.append((load_per_s, probability))
+                rest -= probability
+            self._minutes.append((self._ceiling_per_s, rest))
+        return self._minutes
+
+    def _lost_per_s(self, capacity_per_s: float) -> float:
+        """What the primary pools lose, from the loss curve; what a fleet for the ceiling would lose too is not
+        theirs."""
+        share = self._foresight.share_lost(capacity_per_s, self.rate_per_s)
+        if share <= self._inevitable:
+            return 0.0
+        return _LONGEST_FIRST * self.rate_per_s * (share - self._inevitable) / (1.0 - self._inevitable)
 
 
-def _taken_over_per_s(number: int, offer: PoolOffer, lost_per_s: float, density: float) -> float:
-    """Of the requests that the primary pools lose, how many the fallback pool serves inside the SLO."""
-    taken_per_s = min(lost_per_s * offer.share, number * _FULL / (density * offer.prefill_s))
-    load = density * offer.prefill_s * taken_per_s / number
-    spoilt = min(1.0, load * (_OVERLAP + load))
-    return taken_per_s * (1.0 - spoilt)
+def _left_over(lost_per_s: float, substitutes: Sequence[tuple[int, PoolOffer]]) -> float:
+    """Of the requests that the primary pools lose, how many the fallback pools do not serve inside the SLO either.
+
+    A prompt takes seconds there, so one that comes while another answer is being written may spoil that answer, and the
+    more so the more of them there are. Where prompts are short, its answers bound it instead: its capacity.
+    """
+    for number, offer in substitutes:
+        most_per_s = min(_FULL / offer.prefill_s, offer.capacity_per_s)  # of each replica
+        load = offer.prefill_s * min(most_per_s, lost_per_s * offer.share / number)
+        spoilt = load * (offer.spoilt_share + load)
+        if spoilt < 1.0:
+            lost_per_s -= load * number / offer.prefill_s * (1.0 - spoilt)
+    return lost_per_s
+
+
+_NUM_SEEDS = 2
+"""Of the fleets of one pool alone, as many of the cheapest are searched from."""
 
 
 def cheapest_fleet(market: Market, start: Sequence[int]) -> tuple[int, ...]:
@@ -120,17 +153,18 @@ def cheapest_fleet(market: Market, start: Sequence[int]) -> tuple[int, ...]:
     fleet = tuple(
         min(offer.max_replicas, max(offer.min_replicas, number)) for number, offer in zip(start, offers, strict=True)
     )
-    seeds = {fleet}
+    alone = []
     for index, offer in enumerate(offers):
-        # Alone: every other pool at its least, this one as big as the likeliest loads ask.
-        alone = [other.min_replicas for other in offers]
+        # Every other pool at its least, this one as big as the demand asks.
         if offer.share > 0.0 and offer.max_replicas > 0:
-            wanted = -(-market.loads[len(market.loads) // 2][0] // (0.9 * offer.capacity_per_s))
-            alone[index] = int(min(offer.max_replicas, max(1.0, wanted, offer.min_replicas)))
-        seeds.add(tuple(alone))
+            seed = [other.min_replicas for other in offers]
+            wanted = -(-market.rate_per_s // (0.9 * offer.capacity_per_s))
+            seed[index] = int(min(offer.max_replicas, max(1.0, wanted, offer.min_replicas)))
+            alone.append(tuple(seed))
+    alone.sort(key=market.score)
     best, best_usd = fleet, float("inf")
-    for seed in seeds:
-        found, found_usd = _descend(market, seed)
+    for begin in (fleet, *alone[:_NUM_SEEDS]):
+        found, found_usd = _descend(market, begin)
         if found_usd < best_usd:
             best, best_usd = found, found_usd
     return best

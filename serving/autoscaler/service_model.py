@@ -1,23 +1,13 @@
-"""What a replica carries, and what is lost when it is asked for more: closed forms, no state.
+"""What a replica carries: closed forms, no state.
 
-**Capacity.** In saturation every step is full: budget B = b + chunk, with b sequences decoding. Each request brings P
-prompt and O output tokens, so prompts and answers balance at b = B · O / (P + O). From b follow the KV tokens held, the
-step's time and the requests per second b / (O · step).
-
-**Loss.** The gateway drops behind (`Hold.LATE`) what cannot get its first token within the TTFT SLO. The work ahead of
-a request is then a diffusion reflected at 0 and at K = capacity · slack; its loss at the upper end is known (Harrison,
-Brownian Motion and Stochastic Flow Systems, 1985): with load x, capacity C and variance rate V,
-
-    loss = (C − x) / (exp(2 (C − x) K / V) − 1)        requests per second
-
-which runs smoothly from exponentially rare (x < C) through V / 2K (x = C) to the plain excess x − C.
+In saturation every step is full: budget B = b + chunk, with b sequences decoding. Each request brings P prompt and O
+output tokens, so prompts and answers balance at b = B · O / (P + O). From b follow the KV tokens held, the step's time
+and the requests per second b / (O · step).
 """
 
 import math
 
 from serving.router.prediction import StepModel
-
-_MANY = 500.0
 
 
 def capacity_per_s(model: StepModel, prompt_tokens: float, output_tokens: float, tpot_slo_s: float) -> float:
@@ -46,6 +36,15 @@ def capacity_per_s(model: StepModel, prompt_tokens: float, output_tokens: float,
     return num_sequences / (output_tokens * step_s)
 
 
+def prompt_share(model: StepModel, prompt_tokens: float, output_tokens: float) -> float:
+    """Of a request's work in saturation, the prompt's part; a full step's fixed part is shared by its tokens."""
+    fixed_s = model.c0_s / model.max_num_batched_tokens
+    context_tokens = prompt_tokens + 0.5 * output_tokens
+    prompt_work_s = prompt_tokens * (model.cp_s_per_token + fixed_s)
+    output_work_s = output_tokens * (model.c1_s_per_sequence + model.ckv_s_per_token * context_tokens + fixed_s)
+    return prompt_work_s / (prompt_work_s + output_work_s)
+
+
 def prefill_s(model: StepModel, prompt_tokens: float) -> float:
     """Seconds to the first token on an idle replica."""
     num_steps = math.ceil(max(1.0, prompt_tokens) / model.max_num_batched_tokens)
@@ -58,21 +57,12 @@ def longest_prompt_tokens(model: StepModel, ttft_s: float) -> float:
     return max(0.0, ttft_s - model.c0_s) / per_token_s
 
 
-def loss_per_s(load_per_s: float, capacity_per_s: float, slack_s: float, dispersion: float) -> float:
-    """Requests per second that cannot start within ``slack_s``. ``dispersion``: variance of the work that arrives, per
-    mean, in requests (1 + CV² for Poisson arrivals)."""
-    if load_per_s <= 0.0:
-        return 0.0
-    if capacity_per_s <= 0.0:
-        return load_per_s
-    spare_per_s = capacity_per_s - load_per_s
-    room = capacity_per_s * slack_s
-    variance_per_s = load_per_s * dispersion
-    exponent = 2.0 * spare_per_s * room / variance_per_s
-    if exponent > _MANY:
-        return 0.0
-    if exponent < -_MANY:
-        return -spare_per_s
-    if abs(exponent) < 1e-6:
-        return min(load_per_s, variance_per_s / (2.0 * room))
-    return min(load_per_s, spare_per_s / math.expm1(exponent))
+def spoilt_share(model: StepModel, prefill_s: float, output_tokens: float, tpot_slo_s: float) -> float:
+    """Share of the answers that miss their TPOT if one prompt of ``prefill_s`` comes in the middle.
+
+    An answer of O tokens bears a pause of O · (SLO − step); lengths of answers are taken as exponential. From the
+    simulator, with one CPU replica: 0.09 on BurstGPT's lengths, 0.13 on Azure's conversations, 0.57 on its code
+    completions; here 0.09, 0.10 and 0.74.
+    """
+    spare_s = output_tokens * (tpot_slo_s - model.step_s(1.0, output_tokens))
+    return 1.0 - math.exp(-prefill_s / spare_s) if spare_s > 0.0 else 1.0

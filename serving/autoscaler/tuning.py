@@ -7,7 +7,7 @@ from dataclasses import dataclass
 class Tuning:
     """Times in seconds."""
 
-    budget_share: float = 0.7
+    budget_share: float = 0.75
     """Share of the error budget that is aimed at; the rest is for what no forecast sees."""
     budget_window_s: float = 86_400.0
     """How long a miss is remembered."""
@@ -20,19 +20,26 @@ class Tuning:
     """The same for a budget that is not spent."""
     max_pressure: float = 1.5
     """Most e-folds up: a lost budget is not won back at any price."""
+    gain_without_primary: float = 8.0
+    """As `price_gain`, for a fleet without a primary replica."""
+    max_pressure_without_primary: float = 3.0
     max_saving: float = 3.0
     """Most e-folds down."""
-    price_scale: float = 0.3
+    price_scale: float = 0.15
     """Shadow price at a budget spent exactly, in units of (one replica) / (budgeted misses of the mean load)."""
-    hold_cold_starts: float = 0.5
+    hold_cold_starts: float = 0.3
     """How many cold starts long a replica is kept after it was last needed (ski rental: at 1, keeping it costs at most
     what starting it again would)."""
-    min_hold_s: float = 90.0
+    min_hold_s: float = 60.0
     regret_cold_starts: float = 2.0
     """A scale-down that is taken back within this many cold starts was a mistake: the next one waits twice as long."""
     max_regret: float = 3.0
     regret_memory_s: float = 3_600.0
-    relearn_s: float = 240.0
+    stay_s: float = 300.0
+    """How long a replica is expected to stay: its start, paid for and serving nothing, must pay in that time."""
+    gone_s: float = 700.0
+    """How long a stopped replica is expected to be gone: what that saves must pay for its next start."""
+    relearn_s: float = 900.0
     """No scale-down before this much was seen."""
     step_down_margin: float = 0.05
     """A smaller fleet must score this much better."""
@@ -41,5 +48,5 @@ class Tuning:
     min_pending_timeout_s: float = 60.0
     back_off_s: float = 60.0
     max_back_off_s: float = 900.0
-    patience_s: float = 300.0
+    patience_s: float = 10.0
     """How long a late request may wait while nothing is up that could serve it."""

@@ -15,6 +15,7 @@ from serving.commands.console import console
 from serving.commands.settings import load_settings
 from serving.config import Config
 from serving.lifecycle.record import ServerRecord, running_server
+from serving.protocol.board import STALE_S
 
 TIMEOUT_S = 5.0
 REFRESH_S = 1.0
@@ -67,10 +68,38 @@ def render(config: Config, record: ServerRecord | None, status: Status | None, n
     lines = [f"{state}: {where}, {status['in_flight']} in flight, {keys}"]
     if status.get("key_store_error"):
         lines.append(f"The key store cannot be read: {status['key_store_error']}")
-    return Group(*lines, _table(config, status))
+    fleet = status.get("fleet")
+    tables = [_replicas(config, status), *([_fleet(fleet)] if fleet else [])]
+    return Group(*lines, *tables)
 
 
-def _table(config: Config, status: Status) -> Table:
+def _fleet(fleet: Mapping[str, Any]) -> Table:
+    """What the autoscaler wants of each pool, and what its tokens cost: by use, and by all that is paid for."""
+    table = Table("Model", "Pool", box=None, pad_edge=False, title_justify="left", title="")
+    for heading in ("Target", "Ready", "Starting", "USD/h", "USD/Mtok used", "USD/Mtok paid"):
+        table.add_column(heading, justify="right")
+    table.add_column("Why")
+    for model, entry in fleet["models"].items():
+        for pool, row in entry["pools"].items():
+            table.add_row(
+                model,
+                pool,
+                *(str(row[name]) for name in ("target", "num_ready", "num_starting")),
+                f"{row['usd_per_hour']:.2f}",
+                _usd(row["usage_usd_per_million_tokens"]),
+                _usd(row["allocation_usd_per_million_tokens"]),
+                row["binding"] if row["is_available"] else "not available: no such device, or starts have failed",
+            )
+    if fleet["age_s"] > STALE_S:
+        table.caption = f"The autoscaler was last heard {fleet['age_s']:.0f} s ago."
+    return table
+
+
+def _usd(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
+
+
+def _replicas(config: Config, status: Status) -> Table:
     table = Table("Model", "Pool", "Replica", "State", box=None, pad_edge=False)
     for heading in ("Running", "Waiting", "KV use", "Tokens/s", "Load age", "Streams"):
         table.add_column(heading, justify="right")

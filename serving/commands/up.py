@@ -23,8 +23,7 @@ from serving.lifecycle.server import STOP_MARGIN_S, RayProcess, StateClaim, clea
 from serving.lifecycle.start_progress import StartProgress, changes
 from serving.machine import observe_machine
 from serving.plan import plan, read_specs
-from serving.replica.progress import FOLDER as PROGRESS_FOLDER
-from serving.replica.progress import read_steps
+from serving.replica import progress
 from serving.tenancy.store import KeyStore
 
 TICK_S = 0.1
@@ -175,26 +174,31 @@ class _Server:
             if state.is_healthy:
                 self._progress.end(state.label, now_s)
             elif state.label not in {was.label for was in before}:
-                self._progress.begin(state.label, "starting its process", now_s)
+                self._progress.begin(state.label, progress.WORDS[progress.PROCESS], now_s)
 
     def _show_progress(self) -> None:
         for state in self._deployments:
-            files = sorted((self._runtime_dir / PROGRESS_FOLDER / state.name).glob("*"))
+            files = sorted((self._runtime_dir / progress.FOLDER / state.name).glob("*"))
             for number, path in enumerate(files, 1):
                 track = state.label if number == 1 else f"{state.label} #{number}"
-                for at_s, step in read_steps(path):
-                    if step == "ready":
+                for at_s, step in progress.read_steps(path):
+                    if step == progress.READY:
                         self._progress.end(track, at_s)
-                    else:
-                        self._progress.begin(track, step, at_s)
+                    elif step != progress.PROCESS:  # it is shown from when Ray Serve says so
+                        self._progress.begin(track, progress.WORDS[step], at_s)
         for ended in self._progress.take_ended():
             self._output.step_ended(ended)
         self._output.working(self._progress.current)
 
     def _answers(self) -> bool:
-        """Whether the endpoint takes requests; with no replica kept at all, that the gateway lives must do."""
-        if not self._deployments or not all(state.is_healthy for state in self._deployments):
+        """Whether every model takes requests; of one that keeps no replica, that the gateway lives must do."""
+        states = {state.label: state for state in self._deployments}
+        if "gateway" not in states or not states["gateway"].is_healthy:
             return False
+        for model in self._config.models:
+            kept = [states.get(f"{model.name}/{pool.name}") for pool in model.pools if pool.replicas.min]
+            if kept and not any(state is not None and state.num_running for state in kept):
+                return False
         keeps_replicas = any(pool.replicas.min for model in self._config.models for pool in model.pools)
         address = base_url(self._config).removeprefix("http://").rpartition(":")
         connection = http.client.HTTPConnection(address[0].strip("[]"), int(address[2]), timeout=READY_TIMEOUT_S)

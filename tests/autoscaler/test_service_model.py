@@ -1,12 +1,14 @@
-"""Capacity and loss in closed form, held against their limits and against the simulator's figures."""
-
-import math
+"""What a replica carries, held against limits and against the simulator's figures."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from serving.autoscaler.service_model import capacity_per_s, longest_prompt_tokens, loss_per_s, prefill_s
+from serving.autoscaler.service_model import (
+    capacity_per_s,
+    longest_prompt_tokens,
+    prefill_s,
+    prompt_share,
+    spoilt_share,
+)
 from tests.autoscaler.world import CPU_MODEL, GPU_MODEL
 
 
@@ -31,20 +33,19 @@ def test_the_longest_prompt_is_done_in_time() -> None:
     assert longest_prompt_tokens(CPU_MODEL, 0.01) == 0.0
 
 
-def test_loss_at_its_limits() -> None:
-    assert loss_per_s(0.0, 5.0, 4.0, 2.0) == 0.0
-    assert loss_per_s(3.0, 0.0, 4.0, 2.0) == 3.0
-    assert loss_per_s(0.1, 1000.0, 4.0, 2.0) == 0.0
-    assert loss_per_s(1000.0, 1.0, 1000.0, 1.0) == pytest.approx(999.0)
-    assert loss_per_s(5.0, 5.0, 4.0, 2.0) == pytest.approx(10.0 / 40.0)
-    assert loss_per_s(1000.0, 900.0, 500.0, 1.0) == pytest.approx(100.0)
+def test_the_prompts_share_of_the_work_grows_with_its_length() -> None:
+    assert prompt_share(GPU_MODEL, 100, 200) < 0.5 < prompt_share(GPU_MODEL, 2000, 30) < 1.0
 
 
-@given(load=st.floats(0.01, 100.0), capacity=st.floats(0.01, 100.0), dispersion=st.floats(1.0, 20.0))
-def test_loss_is_between_the_excess_and_the_load_and_falls_with_capacity(
-    load: float, capacity: float, dispersion: float
+@pytest.mark.parametrize(
+    ("prompt_tokens", "output_tokens", "simulated"), [(612, 126, 0.09), (1153, 213, 0.13), (2054, 28, 0.57)]
+)
+def test_answers_that_one_more_prompt_spoils_are_about_as_many_as_simulated(
+    prompt_tokens: float, output_tokens: float, simulated: float
 ) -> None:
-    lost = loss_per_s(load, capacity, 4.0, dispersion)
-    assert max(0.0, load - capacity) - 1e-9 <= lost <= load
-    assert loss_per_s(load, 1.1 * capacity, 4.0, dispersion) <= lost + 1e-9
-    assert math.isfinite(lost)
+    share = spoilt_share(CPU_MODEL, prefill_s(CPU_MODEL, prompt_tokens), output_tokens, 0.15)
+    assert share == pytest.approx(simulated, rel=0.5)
+
+
+def test_every_answer_is_spoilt_where_the_tpot_has_no_room() -> None:
+    assert spoilt_share(CPU_MODEL, 1.0, 100, 0.05) == 1.0

@@ -1,0 +1,135 @@
+"""The record of what was decided, and why: a ring in memory, and files that outlive the server.
+
+A file begins with all that the first decision in it knew; each later line holds what was new. So any file can be
+replayed by itself: `ballast autoscale replay FILE`.
+"""
+
+import json
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from serving.autoscaler.documents import from_document, to_document
+from serving.autoscaler.memory import Memory
+from serving.autoscaler.policy import decide
+from serving.autoscaler.types import Demand, Plan, PoolState, Spec
+from serving.router.prediction import StepModel
+
+FILE_NAME = "decisions.jsonl"
+FORMER_FILE_NAME = "decisions.1.jsonl"
+MAX_FILE_BYTES = 64 * 2**20
+SCHEMA_VERSION = 1
+RING_SIZE = 1800
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One decision for one model: what `decide` was told, and what it answered.
+
+    ``at_s`` is Unix time; ``now_s`` the clock that `decide` was given.
+    """
+
+    at_s: float
+    now_s: float
+    model: str
+    fleet: Mapping[str, PoolState]
+    demand: Demand
+    prices: Mapping[str, float]
+    step_models: Mapping[str, StepModel]
+    plan: Plan
+    is_applied: bool
+    """False: it was only recommended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """How a file begins, for one model: the spec, and what was remembered before the first decision in it."""
+
+    model: str
+    spec: Spec
+    memory: Memory
+    schema_version: int = SCHEMA_VERSION
+
+
+def with_models(spec: Spec, step_models: Mapping[str, StepModel]) -> Spec:
+    """``spec`` with the speeds that were measured by then."""
+    return replace(
+        spec, pools=tuple(replace(pool, model=step_models.get(pool.name, pool.model)) for pool in spec.pools)
+    )
+
+
+class DecisionLog:
+    """Keeps the newest decisions in memory and appends all to a file, which is put aside when it is full."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / FILE_NAME
+        self._former_path = folder / FORMER_FILE_NAME
+        self._started: set[str] = set()
+        self.ring: deque[Decision] = deque(maxlen=RING_SIZE)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def write(self, decision: Decision, start: Start) -> None:
+        """``start``: what was known before this decision, in case it is the first in its file. Raises OSError."""
+        self.ring.append(decision)
+        if self._path.exists() and self._path.stat().st_size > MAX_FILE_BYTES:
+            self._path.replace(self._former_path)
+            self._started.clear()
+        documents = [{"decision": to_document(decision)}]
+        if decision.model not in self._started:
+            documents.insert(0, {"start": to_document(start)})
+        with self._path.open("a") as file:
+            file.write("".join(json.dumps(document) + "\n" for document in documents))
+        self._started.add(decision.model)
+
+
+def read_file(path: Path) -> Iterator[Start | Decision]:
+    """What a file holds, in order. Raises OSError, ValueError (with the line's number)."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                document = json.loads(line)
+                yield _entry(document)
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: {error}") from error
+
+
+def _entry(document: Any) -> Start | Decision:
+    match document:
+        case {"start": start}:
+            if isinstance(start, dict) and start.get("schema_version") != SCHEMA_VERSION:
+                raise ValueError(f"schema version {start.get('schema_version')!r}; this is version {SCHEMA_VERSION}")
+            return from_document(Start, start)
+        case {"decision": decision}:
+            return from_document(Decision, decision)
+    raise ValueError("neither a start nor a decision")
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """A recorded decision, and what `decide` answers to the same today."""
+
+    recorded: Decision
+    plan: Plan
+
+    @property
+    def is_same(self) -> bool:
+        return dict(self.plan.targets) == dict(self.recorded.plan.targets)
+
+
+def replay(entries: Iterator[Start | Decision]) -> Iterator[Replayed]:
+    """Decide again what was decided. Raises ValueError: a decision comes before its start."""
+    specs: dict[str, Spec] = {}
+    memories: dict[str, Memory] = {}
+    for entry in entries:
+        if isinstance(entry, Start):
+            specs[entry.model], memories[entry.model] = entry.spec, entry.memory
+            continue
+        if entry.model not in specs:
+            raise ValueError(f"the file has no start for model '{entry.model}'")
+        spec = with_models(specs[entry.model], entry.step_models)
+        plan, memories[entry.model] = decide(
+            entry.now_s, entry.fleet, entry.demand, entry.prices, spec, memories[entry.model]
+        )
+        yield Replayed(entry, plan)

@@ -1,0 +1,145 @@
+"""From what Ray Serve and our own processes report to what `decide` is told: differences of counters, ages of starts.
+
+Pure but for what it remembers between two looks. A process that is seen for the first time gives no difference: what
+it counted before belongs to another time. One that was silent for a while is remembered: its next word covers the gap.
+A figure that is no number counts as 0.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from serving.autoscaler.clean import clean_count, clean_number
+from serving.autoscaler.types import NUM_PROMPT_BUCKETS, Demand, PoolState, Work
+from serving.protocol.stats import DemandStats, PoolStats
+from serving.router.prediction import StepModel
+
+_COUNTERS = ("num_arrived", "prompt_tokens", "num_finished", "output_tokens", "num_met", "num_missed")
+_WORK = ("num_steps", "prefill_tokens", "decode_tokens", "kv_token_steps", "busy_s")
+
+
+@dataclass(frozen=True, slots=True)
+class PoolReading:
+    """A pool: the replicas that run and how many it is to have, as Ray Serve says, and what each gateway last said."""
+
+    running: frozenset[str]
+    target: int
+    gateways: Mapping[str, PoolStats] = field(default_factory=dict)
+    is_placeable: bool = True
+
+
+@dataclass(slots=True)
+class PoolObserver:
+    """One pool's memory between two looks."""
+
+    _running: frozenset[str] | None = None
+    _starting_since_s: list[float] = field(default_factory=list)
+    _before: dict[str, PoolStats] = field(default_factory=dict)
+    _model: StepModel | None = None
+
+    def look(self, reading: PoolReading, now_s: float) -> PoolState:
+        """What has changed since the last look."""
+        cold_starts_s = self._follow_starts(reading, now_s)
+        self._model = next(filter(None, map(_model, reading.gateways.values())), self._model)
+        return PoolState(
+            num_ready=len(reading.running),
+            starting_age_s=tuple(now_s - since_s for since_s in self._starting_since_s),
+            cold_starts_s=cold_starts_s,
+            work=self._work(reading.gateways),
+            is_placeable=reading.is_placeable,
+        )
+
+    def model(self, seed: StepModel) -> StepModel:
+        """What a step costs a replica of this pool, as was last heard; ``seed`` where nobody has spoken."""
+        return self._model or seed
+
+    def _follow_starts(self, reading: PoolReading, now_s: float) -> tuple[float, ...]:
+        """Ages of what starts; those that came up since the last look had started first."""
+        came_up = reading.running - self._running if self._running is not None else frozenset[str]()
+        cold_starts_s = []
+        for _ in came_up:
+            if self._starting_since_s:
+                cold_starts_s.append(now_s - self._starting_since_s.pop(0))
+        num_starting = max(0, reading.target - len(reading.running))
+        del self._starting_since_s[num_starting:]  # given up: the youngest first
+        self._starting_since_s += [now_s] * (num_starting - len(self._starting_since_s))
+        self._running = reading.running
+        return tuple(cold_starts_s)
+
+    def _work(self, gateways: Mapping[str, PoolStats]) -> Work:
+        """All gateways hear of the same engines: the one that has heard most is right."""
+        most = dict.fromkeys(_WORK, 0.0)
+        for name, stats in gateways.items():
+            before = self._before.get(name)
+            for key in _WORK if before is not None else ():
+                most[key] = max(most[key], getattr(stats, key) - getattr(before, key))
+        self._before |= gateways
+        return Work(
+            num_steps=clean_count(most["num_steps"]),
+            prefill_tokens=clean_count(most["prefill_tokens"]),
+            decode_tokens=clean_count(most["decode_tokens"]),
+            kv_token_steps=clean_number(most["kv_token_steps"]),
+            busy_s=clean_number(most["busy_s"]),
+        )
+
+
+def _model(stats: PoolStats) -> StepModel | None:
+    """None: the gateway has not heard of a replica."""
+    model = StepModel(
+        c0_s=clean_number(stats.c0_s),
+        c1_s_per_sequence=clean_number(stats.c1_s_per_sequence),
+        ckv_s_per_token=clean_number(stats.ckv_s_per_token),
+        cp_s_per_token=clean_number(stats.cp_s_per_token),
+        max_num_batched_tokens=clean_count(stats.max_num_batched_tokens),
+        max_num_seqs=clean_count(stats.max_num_seqs),
+        kv_capacity_tokens=clean_count(stats.kv_capacity_tokens),
+    )
+    return model if model.cp_s_per_token and model.max_num_batched_tokens and model.max_num_seqs else None
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayReading:
+    """What one gateway last said of one model."""
+
+    stats: DemandStats
+    prompts: tuple[float, ...] = (0.0,) * NUM_PROMPT_BUCKETS
+
+
+@dataclass(slots=True)
+class DemandObserver:
+    """One model's memory between two looks."""
+
+    _before: dict[str, GatewayReading] = field(default_factory=dict)
+    _last_s: float | None = None
+
+    def look(self, gateways: Mapping[str, GatewayReading], now_s: float) -> Demand:
+        """What came in through all gateways since the last look."""
+        total = dict.fromkeys(_COUNTERS, 0.0)
+        prompts = [0.0] * NUM_PROMPT_BUCKETS
+        for name, reading in gateways.items():
+            before = self._before.get(name)
+            if before is None:
+                continue
+            for key in _COUNTERS:
+                total[key] += max(0.0, getattr(reading.stats, key) - getattr(before.stats, key))
+            for index, (new, old) in enumerate(zip(reading.prompts, before.prompts, strict=True)):
+                prompts[index] += max(0.0, new - old)
+        interval_s = now_s - self._last_s if self._last_s is not None else 0.0
+        self._before |= gateways
+        self._last_s = now_s
+        return replace(
+            _waiting([reading.stats for reading in gateways.values()]),
+            interval_s=interval_s,
+            prompts=tuple(clean_count(number) for number in prompts),
+            **{key: clean_count(number) for key, number in total.items()},
+        )
+
+
+def _waiting(gateways: Sequence[DemandStats]) -> Demand:
+    """What waits now, in all gateways."""
+    return Demand(
+        interval_s=0.0,
+        num_queued=sum(clean_count(stats.num_queued) for stats in gateways),
+        num_late=sum(clean_count(stats.num_late) for stats in gateways),
+        late_prompt_tokens=sum(clean_count(stats.late_prompt_tokens) for stats in gateways),
+        oldest_late_s=max((clean_number(stats.oldest_late_s) for stats in gateways), default=0.0),
+    )
