@@ -18,6 +18,14 @@ def rss_bytes(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE_BYTES
 
 
+def pss_bytes(pid: int) -> int:
+    """Memory of a process, each page that it shares counted in proportion."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
 def named(needle: str) -> list[int]:
     """Processes whose command line contains ``needle``."""
     return [pid for pid, command in _commands() if needle in command]

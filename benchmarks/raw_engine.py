@@ -38,4 +38,6 @@ class RawServedEngine(VllmEngine):
 def build(options: ReplicaOptions) -> RawServedEngine:
     args = dict(options.engine_args)
     port = args.pop("raw_port")
-    return RawServedEngine(VllmOptions(options.source, options.served_names, args), port)
+    return RawServedEngine(
+        VllmOptions(options.source, options.served_names, args, zygote_path=options.zygote_path), port
+    )

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Resolves pyproject.toml into requirements/{cuda,cpu,dev}.txt: exact versions with hashes, for Linux on x86-64.
+# Resolves pyproject.toml into requirements/{cuda,cpu,dev,bench}.txt: exact versions with hashes, for Linux on x86-64.
 # Run it after a change to the dependencies, or with --upgrade to move to newer versions.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -28,3 +28,4 @@ cpu_torch=(--torch-backend cpu)
 lock cuda pyproject.toml --extra cuda
 lock cpu pyproject.toml --extra cpu --constraints requirements/cuda.txt "${cpu_torch[@]}"
 lock dev --group dev --constraints requirements/cuda.txt --constraints requirements/cpu.txt
+lock bench pyproject.toml --extra bench --constraints requirements/cuda.txt --constraints requirements/cpu.txt --constraints requirements/dev.txt

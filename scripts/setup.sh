@@ -105,14 +105,14 @@ install() { # install DEVICE
     if [ "$1" = cpu ] && [ -z "${UV_FIND_LINKS:-}" ]; then options+=(--torch-backend cpu); fi
     if [ "$1" = cuda ]; then unset UV_FIND_LINKS; fi # a folder with the CPU torch would be preferred
     # Through a pipe uv shows plain lines instead of bars; its list of every package is left out.
-    "$uv" pip sync "${options[@]}" "requirements/$1.txt" requirements/dev.txt 2>&1 | sed -u '/^ [-+~] /d; s/^/setup:   /'
+    "$uv" pip sync "${options[@]}" "requirements/$1.txt" requirements/dev.txt requirements/bench.txt 2>&1 | sed -u '/^ [-+~] /d; s/^/setup:   /'
     "$uv" pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation --editable .
 }
 
 device=$(choose_device)
 python=$(choose_python)
 stamp=.venv/ballast-setup
-want="$device $(cat "requirements/$device.txt" requirements/dev.txt pyproject.toml scripts/setup.sh | sha256sum | cut -c1-64) $PWD"
+want="$device $(cat "requirements/$device.txt" requirements/dev.txt requirements/bench.txt pyproject.toml scripts/setup.sh | sha256sum | cut -c1-64) $PWD"
 if [ "$(cat "$stamp" 2> /dev/null || true)" = "$want" ] && is_supported .venv/bin/python; then
     say ".venv is up to date ($device)"
     exit

@@ -26,6 +26,10 @@ class _Parser(argparse.ArgumentParser):
         super().error(message)
 
 
+_BENCHMARKS = {"autoscale": "what the autoscaler is worth, simulated"}
+"""By subject; --help after it lists its options."""
+
+
 def parser() -> argparse.ArgumentParser:
     """Every command with its options; ``module`` names the file under serving/commands that does the work."""
     top = _Parser(
@@ -72,8 +76,23 @@ def parser() -> argparse.ArgumentParser:
     revoke = actions.add_parser("revoke", parents=[config, as_json], help="make a key invalid, for good")
     revoke.add_argument("key", metavar="ID_OR_NAME")
     commands.add_parser("models", parents=[config, as_json], help="the models of a config, their pools and prices")
+    autoscale = commands.add_parser("autoscale", help="why the fleet is the size it is")
+    looks = autoscale.add_subparsers(dest="action", metavar="ACTION", required=True)
+    explain = looks.add_parser("explain", parents=[config, as_json], help="the last decision, in words")
+    explain.add_argument("--at", metavar="TIME", help="the one in force then: 14:30, 2031-01-31T14:30:00, Unix seconds")
+    repeat = looks.add_parser("replay", parents=[as_json], help="decide again what a file says was decided")
+    repeat.add_argument("file", metavar="FILE", help="a decisions.jsonl")
+    _add_benchmarks(commands.add_parser("bench", help="measurements and simulations of Ballast itself"))
     commands.add_parser("version", parents=[as_json], help="versions of Ballast and of what it runs on")
     return top
+
+
+def _add_benchmarks(bench: argparse.ArgumentParser) -> None:
+    subjects = bench.add_subparsers(dest="subject", metavar="SUBJECT", required=True)
+    for subject, what in _BENCHMARKS.items():
+        # No prefix: whatever looks like an option is the benchmark's own.
+        benchmark = subjects.add_parser(subject, add_help=False, prefix_chars="\0", help=what)
+        benchmark.add_argument("rest", nargs=argparse.REMAINDER)
 
 
 def _port(text: str) -> int:

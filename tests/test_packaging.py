@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 ROOT = Path(__file__).parent.parent
-LOCKS = ("cpu", "cuda", "dev")
+LOCKS = ("cpu", "cuda", "dev", "bench")
 PIN = re.compile(r"^(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)==(?P<version>\S+)", re.MULTILINE)
 
 
@@ -55,10 +55,11 @@ def test_the_cpu_set_holds_the_cpu_build_of_torch_and_the_cuda_set_the_plain_one
 
 def test_both_sets_and_the_tools_agree_on_every_version_they_share() -> None:
     """So that what passed on a CPU is what runs beside a GPU."""
-    cpu, cuda, dev = (pins(name) for name in LOCKS)
+    cpu, cuda, dev, bench = (pins(name) for name in LOCKS)
     disagreeing = {name for name in cpu.keys() & cuda.keys() if cpu[name].public != cuda[name].public}
     disagreeing |= {name for name in dev.keys() & cpu.keys() if dev[name] != cpu[name]}
     disagreeing |= {name for name in dev.keys() & cuda.keys() if dev[name] != cuda[name]}
+    disagreeing |= {name for name in bench.keys() & cpu.keys() if bench[name].public != cpu[name].public}
     assert disagreeing == set()
 
 

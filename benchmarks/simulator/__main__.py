@@ -12,7 +12,7 @@ from pathlib import Path
 from benchmarks import environment
 from benchmarks.simulator.contenders import CONTENDERS
 from benchmarks.simulator.scenario import Scenario, ScenarioError, read_scenario
-from benchmarks.simulator.study import describe, study
+from benchmarks.simulator.study import Study, describe, study
 from benchmarks.simulator.table import render
 from benchmarks.simulator.trace import TraceError, read_trace
 from benchmarks.simulator.verdict import Entry, judge, median_ratio, merge
@@ -55,14 +55,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ScenarioError, TraceError) as error:
         print(error, file=sys.stderr)
         return 2
-    found = []
+    found: list[Study] = []
+    entries: list[Entry] = []
+    old = json.loads(options.json.read_text())["studies"] if options.append and options.json.exists() else []
     for trace in traces:
         if options.from_h > 0.0 or options.to_h < float("inf"):
             trace = trace.part(options.from_h * 3600.0, options.to_h * 3600.0)
         found.append(study(scenario, trace, policies, range(1, options.seeds + 1), not options.no_oracle))
-        print(render(found[-1]))
-    entries = _merged(options.json if options.append else None, [describe(entry) for entry in found])
+        print(render(found[-1]), flush=True)
+        entries = _merged(old, [describe(entry) for entry in found])
+        _write(options, head, entries, found)  # after each trace: a study of days takes an hour
     _print_medians(entries)
+    return 0
+
+
+def _write(
+    options: argparse.Namespace, head: dict[str, object], entries: Sequence[Entry], found: Sequence[Study]
+) -> None:
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         document = {**head, "schema_version": SCHEMA_VERSION, "studies": entries}
@@ -70,8 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.report:
         from benchmarks.simulator.report import write_report
 
-        print(f"report: {write_report(options.report, head, found)}")
-    return 0
+        write_report(options.report, head, found)
 
 
 def _scenario(options: argparse.Namespace) -> Scenario:
@@ -84,12 +92,12 @@ def _scenario(options: argparse.Namespace) -> Scenario:
     return scenario
 
 
-def _merged(path: Path | None, studies: list[Entry]) -> list[Entry]:
-    """``studies`` put together with what the file at ``path`` holds, each with its verdict."""
-    old = {_key(entry): entry for entry in json.loads(path.read_text())["studies"]} if path and path.exists() else {}
+def _merged(before: Sequence[Entry], studies: Sequence[Entry]) -> list[Entry]:
+    """``studies`` put together with those of earlier runs, each with its verdict."""
+    old = {_key(entry): entry for entry in before}
     for entry in studies:
-        before = old.get(_key(entry))
-        old[_key(entry)] = merge(before, entry) if before else entry
+        earlier = old.get(_key(entry))
+        old[_key(entry)] = merge(earlier, entry) if earlier else entry
     return [{**entry, "verdict": judge(entry)} for entry in old.values()]
 
 

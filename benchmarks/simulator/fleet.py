@@ -8,7 +8,7 @@ from benchmarks.simulator.replica import SimRequest
 from benchmarks.simulator.scenario import Scenario
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class PoolView:
     """One pool now. ``starting_since_s``: when each replica that is not ready yet was asked for."""
 
@@ -32,7 +32,7 @@ class PoolView:
         return self.num_ready + len(self.starting_since_s)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class View:
     """Everything since the last decision, and how things stand. Arrivals and finished requests are given one by one."""
 

@@ -73,8 +73,9 @@ def demand_of(view: View) -> Demand:
     prompts = [0] * NUM_PROMPT_BUCKETS
     prompt_tokens = 0
     for request in view.arrived:
-        prompts[prompt_bucket(request.prompt_tokens)] += 1
-        prompt_tokens += request.prompt_tokens
+        tokens = request.prompt_tokens
+        prompts[prompt_bucket(tokens)] += 1
+        prompt_tokens += tokens
     return Demand(
         interval_s=view.interval_s,
         num_arrived=len(view.arrived),

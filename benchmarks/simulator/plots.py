@@ -11,8 +11,11 @@ from benchmarks.simulator.study import Study, is_reconstructed
 matplotlib.use("Agg")
 
 from matplotlib import pyplot
+from matplotlib.ticker import LogFormatter
 
 _DPI = 110
+_LEAST_MISSED = 0.005
+"""Per cent: what a logarithmic axis shows for none."""
 _NUM_POINTS = 900
 """Of a timeline: what a screen can show."""
 
@@ -37,14 +40,19 @@ def plot_pareto(found: Study, path: Path) -> None:
                     color=colour,
                     label=policy,
                     capsize=3,
+                    zorder=3 if policy == "ours" else 2,
                 )
-    axes.axhline((1.0 - found.scenario.slo.objective) * 100.0, color="grey", linestyle="--", linewidth=1)
+    allowed = (1.0 - found.scenario.slo.objective) * 100.0
+    axes.axhline(allowed, color="grey", linestyle="--", linewidth=1, label=f"the objective: {allowed:g} %")
     if found.references:
         axes.axvline(found.references.all_pools.lower_usd, color="black", linestyle=":", label="DP oracle, u = 0.85")
     axes.set_xscale("log")
     axes.set_yscale("log")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2.0, 0.5)))
     axes.set_xlabel("cost of the trace, US dollars")
-    axes.set_ylabel("requests that miss the SLO, %")
+    axes.set_ylabel(f"requests that miss the SLO, % (none: {_LEAST_MISSED:g})")
     axes.set_title(_title(found))
     axes.legend(fontsize=8)
     figure.tight_layout()
@@ -77,7 +85,7 @@ def plot_timeline(found: Study, path: Path) -> None:
 
 
 def _missed(slo: float) -> float:
-    return max(0.005, (1.0 - slo) * 100.0)
+    return max(_LEAST_MISSED, (1.0 - slo) * 100.0)
 
 
 def _title(found: Study) -> str:

@@ -278,7 +278,9 @@ class _Simulation:
         targets = self._policy.targets(view)
         self._decide_s += time.perf_counter() - began_s
         for index, target in enumerate(targets):
-            self._scale(index, target)
+            pool = self._pools[index]
+            if target != len(pool.ready) + len(pool.starting):
+                self._scale(index, target)
         if self._keep_timeline:
             self._timeline.append(
                 Sample(
@@ -317,29 +319,34 @@ class _Simulation:
         return view
 
     def _pool_view(self, pool: _PoolState) -> PoolView:
-        replicas = [*pool.ready, *pool.draining]
-        work = tuple(
-            map(sum, zip(pool.gone_work, *((r.num_steps, r.prefill_tokens, r.decode_tokens, r.kv_token_steps, r.busy_s)
-                                           for r in replicas), strict=True))
-        )  # fmt: skip
-        steps, prefill, decode, kv_steps, busy_s = (
-            now - before for now, before in zip(work, pool.counted, strict=True)
-        )
-        pool.counted = work
+        steps, prefill_tokens, decode_tokens, kv_token_steps, busy_s = pool.gone_work
+        num_running = pending_prefill_tokens = kv_tokens = 0
+        for replica in pool.ready:
+            num_running += replica.num_running
+            pending_prefill_tokens += replica.pending_prefill_tokens
+            kv_tokens += replica.kv_tokens
+        for replica in (*pool.ready, *pool.draining) if pool.draining else pool.ready:
+            steps += replica.num_steps
+            prefill_tokens += replica.prefill_tokens
+            decode_tokens += replica.decode_tokens
+            kv_token_steps += replica.kv_token_steps
+            busy_s += replica.busy_s
+        before = pool.counted
+        pool.counted = (steps, prefill_tokens, decode_tokens, kv_token_steps, busy_s)
         cold_starts_s = tuple(pool.new_cold_starts_s)
         pool.new_cold_starts_s.clear()
         return PoolView(
             num_ready=len(pool.ready),
             starting_since_s=tuple(replica.started_s for replica in pool.starting),
             cold_starts_s=cold_starts_s,
-            num_running=sum(replica.num_running for replica in pool.ready),
-            pending_prefill_tokens=sum(replica.pending_prefill_tokens for replica in pool.ready),
-            kv_tokens=sum(replica.kv_tokens for replica in pool.ready),
-            num_steps=int(steps),
-            prefill_tokens=int(prefill),
-            decode_tokens=int(decode),
-            kv_token_steps=kv_steps,
-            busy_s=busy_s,
+            num_running=num_running,
+            pending_prefill_tokens=pending_prefill_tokens,
+            kv_tokens=kv_tokens,
+            num_steps=int(steps - before[0]),
+            prefill_tokens=int(prefill_tokens - before[1]),
+            decode_tokens=int(decode_tokens - before[2]),
+            kv_token_steps=kv_token_steps - before[3],
+            busy_s=busy_s - before[4],
         )
 
     def _scale(self, index: int, target: int) -> None:
@@ -425,6 +432,8 @@ class _Simulation:
         pool.busy_hours += replica.busy_s / 3600.0
 
     def _apply_outages(self) -> None:
+        if not self._scenario.outages:
+            return
         for index, pool in enumerate(self._pools):
             before = pool.max_replicas
             pool.max_replicas = min(

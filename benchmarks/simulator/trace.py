@@ -9,6 +9,8 @@ import csv
 import datetime
 import gzip
 import json
+import math
+import random
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -44,6 +46,26 @@ class Trace:
             array("d", (self.arrival_s[index] - start_s for index in kept)),
             array("l", (self.prompt_tokens[index] for index in kept)),
             array("l", (self.output_tokens[index] for index in kept)),
+        )
+
+    def resampled(self, span_s: float, rate_per_s: float, seed: int) -> "Trace":
+        """As long and as dense as asked: the trace again and again, each request as often as the rate needs, at most a
+        minute away from where it was. Same arguments, same trace."""
+        draw = random.Random(seed)
+        copies = rate_per_s * self.span_s / len(self)
+        rows = []
+        for lap in range(math.ceil(span_s / self.span_s)):
+            for index, at_s in enumerate(self.arrival_s):
+                for _ in range(int(copies + draw.random())):
+                    moved_s = lap * self.span_s + at_s + draw.uniform(-60.0, 60.0)
+                    if 0.0 <= moved_s < span_s:
+                        rows.append((moved_s, index))
+        rows.sort()
+        return Trace(
+            f"{self.name}*",
+            array("d", (at_s - rows[0][0] for at_s, _ in rows)),
+            array("l", (self.prompt_tokens[index] for _, index in rows)),
+            array("l", (self.output_tokens[index] for _, index in rows)),
         )
 
 

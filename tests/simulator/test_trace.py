@@ -1,11 +1,12 @@
 """Every trace format is read as the same requests."""
 
 import gzip
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from benchmarks.simulator.trace import TraceError, read_trace
+from benchmarks.simulator.trace import Trace, TraceError, read_trace
 
 OURS = "arrival_s,prompt_tokens,output_tokens\n10.0,100,5\n12.5,200,7\n"
 AZURE = (
@@ -52,3 +53,14 @@ def test_what_is_no_trace_is_refused(text: str, tmp_path: Path) -> None:
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(TraceError):
         read_trace(tmp_path / "none.csv.gz")
+
+
+def test_a_trace_is_resampled_to_any_span_and_rate_the_same_way_each_time(poisson: Callable[..., Trace]) -> None:
+    trace = poisson(2.0, 1200.0)
+    longer = trace.resampled(3600.0, 5.0, seed=1)
+    assert longer.span_s == pytest.approx(3600.0, abs=10.0)
+    assert len(longer) == pytest.approx(18_000, rel=0.05)
+    assert sorted(longer.arrival_s) == list(longer.arrival_s)
+    assert set(longer.prompt_tokens) <= set(trace.prompt_tokens)
+    assert trace.resampled(3600.0, 5.0, seed=1) == longer
+    assert len(trace.resampled(600.0, 0.5, seed=1)) == pytest.approx(300, rel=0.3)

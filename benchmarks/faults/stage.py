@@ -1,0 +1,244 @@
+"""A running server as a fault meets it: traffic to it, its processes by their part, and its own account of itself."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable, Container, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from benchmarks import processes
+from benchmarks.load.traffic import Driver, Due, Effect, Run, Sent
+from benchmarks.server import RunningServer
+from serving.lifecycle.processes import processes_of
+from serving.lifecycle.record import ServerRecord
+from serving.tenancy.keys import NewKey
+from serving.tenancy.store import KeyStore
+
+Replica = dict[str, Any]
+"""An entry of /admin/status."""
+SLO_TTFT_S = 2.0
+POLL_S = 0.1
+#: Between a process's end and the moment when the kernel refuses, and HAProxy passes over, what was sent to it.
+CUT_S = 1.0
+#: Gateways look for new keys twice a second.
+KEYS_KNOWN_S = 2.0
+STEADY_TENANT = "steady"
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How much time a fault may take. ``rate_per_s`` is that of the steady traffic, before the mark and after it."""
+
+    before_s: float
+    after_s: float
+    rate_per_s: float
+    num_cycles: int
+    long_stream_s: float
+    overload_s: float
+
+
+BENCHMARK = Pace(before_s=6.0, after_s=20.0, rate_per_s=4.0, num_cycles=100, long_stream_s=60.0, overload_s=15.0)
+QUICK = Pace(before_s=2.0, after_s=8.0, rate_per_s=4.0, num_cycles=20, long_stream_s=14.0, overload_s=5.0)
+
+
+@dataclass
+class Stage:
+    """One server that is ready, and how fast to go."""
+
+    server: RunningServer
+    pace: Pace
+    model: str
+    output_tokens: int
+    _keys: dict[str, str] = field(default_factory=dict, repr=False)
+
+    # -------------------------------------------------------------------------------------------------------- traffic
+
+    def steady(self, seconds: float, output_tokens: int | None = None) -> list[Due]:
+        """Requests at the stage's rate, evenly spaced: every window of a second has as many as the next."""
+        rate_per_s, tokens = self.pace.rate_per_s, output_tokens or self.output_tokens
+        return [
+            Due(index / rate_per_s, f"Count from {index % 8} to {index % 8 + 60}.", tokens)
+            for index in range(int(seconds * rate_per_s))
+        ]
+
+    def driver(self, model: str | None = None, tenant: str | None = None) -> Driver:
+        """``tenant``: one that has a key (`make_keys`); none is needed until then."""
+        key = self._keys[tenant or STEADY_TENANT] if self._keys else None
+        return Driver(self.server.port, model or self.model, key, keeps_text=True)
+
+    async def disturbed(
+        self,
+        name: str,
+        inject: Callable[[], Awaitable[None] | None],
+        schedule: Sequence[Due] | None = None,
+        model: str | None = None,
+    ) -> Run:
+        """Steady traffic, or ``schedule``, and in the midst of it ``inject``, with a mark."""
+        driver = self.driver(model)
+        if schedule is None:
+            schedule = self.steady(self.pace.before_s + self.pace.after_s)
+        traffic = asyncio.create_task(driver.drive(schedule))
+        await asyncio.sleep(self.pace.before_s - driver.run.now_s)
+        driver.run.mark(name)
+        if (awaited := inject()) is not None:
+            await awaited
+        return await traffic
+
+    def effect(self, run: Run) -> Effect:
+        """Of the first mark, over the rest of the run."""
+        return next(run.effects(self.pace.before_s + self.pace.after_s + 60.0, SLO_TTFT_S))
+
+    def make_keys(self, *tenants: str) -> None:
+        """See that each has an API key. From the first one on, the server wants one of everybody."""
+        if new := [tenant for tenant in (STEADY_TENANT, *tenants) if tenant not in self._keys]:
+            with KeyStore.open(self.server.state_dir) as store:
+                for tenant in new:
+                    minted, _ = store.create(NewKey(f"{tenant}-key", tenant), os.urandom, time.time())
+                    self._keys[tenant] = minted.plaintext
+            time.sleep(KEYS_KNOWN_S)
+
+    # ------------------------------------------------------------------------------------------------------ processes
+
+    @property
+    def runtime_dir(self) -> Path:
+        record = ServerRecord.read(self.server.state_dir)
+        assert record is not None, "the server runs"
+        return Path(record.runtime_dir)
+
+    @property
+    def processes(self) -> set[int]:
+        """All of the server's, `ballast up` left out."""
+        return processes_of(self.runtime_dir)
+
+    def named(self, title: str) -> list[int]:
+        """The server's processes with ``title`` in their command line, the oldest first."""
+        return sorted(set(processes.named(title)) & self.processes)
+
+    def gateways(self) -> list[int]:
+        return self.named("ServeReplica:ballast:gateway")
+
+    def actors(self, pool: str) -> list[int]:
+        """Ray's processes for the replicas of ``pool``."""
+        return sorted(set(self.named("ServeReplica:ballast:")) & set(self.named(f".{pool}")))
+
+    def edges(self) -> list[int]:
+        """HAProxy: the worker that takes connections and those that only finish theirs."""
+        return self.named("haproxy.cfg")
+
+    def replicas(self, model: str | None = None) -> list[Replica]:
+        """The replicas that take requests, as a gateway knows them."""
+        wanted = model or self.model
+        return [one for one in self.server.status()["replicas"] if one["ready"] and one["model"] == wanted]
+
+    # ------------------------------------------------------------------------------------------- what it says of itself
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of the samples called ``name`` that carry these labels among others."""
+        return sum(
+            sample.value
+            for family in text_string_to_metric_families(self.server.metrics())
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
+
+    def is_ready(self) -> bool:
+        """What /ready says. Raises OSError where nobody answers."""
+        try:
+            with urlopen(f"http://127.0.0.1:{self.server.port}/ready", timeout=2) as response:
+                return bool(response.status == 200)
+        except HTTPError:
+            return False
+
+    def board_at_s(self) -> float:
+        """When the autoscaler last spoke, in seconds since 1970."""
+        fleet = self.server.status()["fleet"]
+        return float(fleet["at_s"]) if fleet else 0.0
+
+    def targets(self) -> dict[str, int]:
+        """What the autoscaler wants of each pool."""
+        models = self.server.status()["fleet"]["models"].values()
+        return {pool: entry["target"] for model in models for pool, entry in model["pools"].items()}
+
+    def log_lines(self) -> list[dict[str, Any]]:
+        path = self.server.state_dir / "logs" / "ballast.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()]
+
+    def counted_once(self, run: Run) -> bool:
+        """Whether the log says of every whole answer what it had, in one line."""
+        counted: dict[str, list[int]] = {}
+        for line in self.log_lines():
+            if line["logger"] == "ballast.request":
+                counted.setdefault(line["request_id"], []).append(line["output_tokens"])
+        return all(counted.get(sent.request_id) == [sent.due.output_tokens] for sent in run.sent if sent.is_whole)
+
+    async def until(self, condition: Callable[[], object], timeout_s: float) -> float:
+        """Seconds until ``condition`` holds; infinity: not in that time. What it raises for want of an answer counts
+        as no."""
+        began_s = time.monotonic()
+        while True:
+            with contextlib.suppress(OSError, ValueError):
+                if await asyncio.to_thread(condition):
+                    return time.monotonic() - began_s
+            if time.monotonic() - began_s > timeout_s:
+                return float("inf")
+            await asyncio.sleep(POLL_S)
+
+    async def settled(
+        self, num_replicas: int, model: str | None = None, timeout_s: float = 120.0, without: Container[str] = ()
+    ) -> float:
+        """Seconds until so many replicas take requests, none of ``without`` among them, and two gateways live."""
+
+        def is_settled() -> bool:
+            names = [replica["replica"] for replica in self.replicas(model)]
+            return (
+                len(names) == num_replicas and not any(map(without.__contains__, names)) and len(self.gateways()) == 2
+            )
+
+        return await self.until(is_settled, timeout_s)
+
+
+def engine_core(replica: Replica) -> int:
+    """vLLM's process of a replica."""
+    [pid] = set(processes.named("EngineCore")) & set(processes.children([replica["pid"]]))
+    return pid
+
+
+def names(replicas: Iterable[Replica]) -> set[str]:
+    return {replica["replica"] for replica in replicas}
+
+
+def kill(pids: int | Iterable[int], number: signal.Signals = signal.SIGKILL) -> None:
+    """Those that have ended already are left alone."""
+    for pid in [pids] if isinstance(pids, int) else pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def under_way(run: Run) -> list[Sent]:
+    """The requests that had been sent, and had no end, at the run's first mark."""
+    at_s = run.marks[0].at_s
+    return [sent for sent in run.sent if sent.due.at_s <= at_s + CUT_S and sent.end_s >= at_s]
+
+
+def only_cut(run: Run) -> bool:
+    """Whether nothing failed but what was under way at the mark."""
+    cut = under_way(run)
+    return all(any(sent is other for other in cut) for sent in run.failed)
+
+
+def texts(sent: Iterable[Sent]) -> dict[object, set[str]]:
+    """Every text that was an answer to each prompt."""
+    found: dict[object, set[str]] = {}
+    for each in sent:
+        if each.is_whole:
+            found.setdefault(each.due.prompt, set()).add(each.text)
+    return found

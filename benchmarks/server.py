@@ -1,0 +1,91 @@
+"""A whole server for a benchmark: started by `ballast up`, watched, and stopped."""
+
+import contextlib
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import yaml
+
+from serving.cluster import free_port
+
+START_TIMEOUT_S = 300.0
+STOP_TIMEOUT_S = 90.0
+_POLL_S = 0.1
+_ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True, slots=True)
+class RunningServer:
+    """A server that is ready."""
+
+    port: int
+    admin_port: int
+    state_dir: Path
+    process: "subprocess.Popen[bytes]"
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def status(self) -> dict[str, Any]:
+        """/admin/status. Raises OSError while it does not answer."""
+        with urlopen(f"http://127.0.0.1:{self.admin_port}/admin/status", timeout=5) as response:
+            found: dict[str, Any] = json.load(response)
+            return found
+
+    def metrics(self) -> str:
+        with urlopen(f"http://127.0.0.1:{self.admin_port}/metrics", timeout=10) as response:
+            return str(response.read().decode())
+
+
+@contextlib.contextmanager
+def running(
+    config: Mapping[str, Any], *options: str, program: Sequence[str] = ("serving.cli", "up")
+) -> Iterator[RunningServer]:
+    """A server with this config (ports and state are chosen here). Raises RuntimeError when it does not get ready.
+
+    ``options`` go to `ballast up`, or to the ``program`` that takes its place: a module and its first arguments.
+    """
+    with tempfile.TemporaryDirectory(prefix="ballast-bench-") as folder:
+        state_dir = Path(folder) / "state"
+        port, admin_port = free_port(), free_port()
+        server = {**config.get("server", {}), "port": port, "admin_port": admin_port, "state_dir": str(state_dir)}
+        path = Path(folder) / "ballast.yaml"
+        path.write_text(yaml.safe_dump({**config, "server": server}))
+        output = Path(folder) / "up.log"
+        with output.open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", *program, "--config", str(path), *options],
+                cwd=_ROOT,
+                stdout=log,
+                stderr=log,
+            )
+        try:
+            server_ = RunningServer(port, admin_port, state_dir, process)
+            _wait_until_ready(server_, process, output)
+            yield server_
+        finally:
+            process.terminate()
+            try:
+                process.wait(STOP_TIMEOUT_S)
+            finally:
+                process.kill()
+
+
+def _wait_until_ready(server: RunningServer, process: "subprocess.Popen[bytes]", output: Path) -> None:
+    deadline_s = time.monotonic() + START_TIMEOUT_S
+    while process.poll() is None and time.monotonic() < deadline_s:
+        with contextlib.suppress(URLError, OSError, ValueError):
+            if server.status()["ready"]:
+                return
+        time.sleep(_POLL_S)
+    raise RuntimeError(f"the server did not get ready:\n{output.read_text()[-4000:]}")

@@ -1,0 +1,59 @@
+"""``ballast bench``, and the small benchmarks that write their own files."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from benchmarks import cpu_pool, decisions, week
+from benchmarks.simulator import __main__ as simulator
+from serving.cli import main
+
+
+def _write_trace(path: Path, every_s: float, number: int) -> Path:
+    rows = "".join(f"{every_s * index},{100 + index % 7},20\n" for index in range(number))
+    path.write_text("arrival_s,prompt_tokens,output_tokens\n" + rows)
+    return path
+
+
+def test_the_rest_of_the_line_is_the_benchmarks_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Sequence[str] | None] = []
+    monkeypatch.setattr(simulator, "main", lambda arguments: seen.append(arguments) or 7)
+    assert main(["bench", "autoscale", "--trace", "a.csv", "--seeds", "2", "--help"]) == 7
+    assert seen == [["--trace", "a.csv", "--seeds", "2", "--help"]]
+
+
+def test_a_subject_that_there_is_none_of_is_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["bench", "autoscal"])
+    assert stopped.value.code == 2
+    assert "did you mean 'autoscale'?" in capsys.readouterr().err
+
+
+def test_decisions_are_timed_and_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decisions, "_NUM_CHOICES", 200)
+    monkeypatch.setattr(decisions, "_SPAN_S", 60.0)
+    decisions.main(["--json", str(tmp_path / "out.json")])
+    document = json.loads((tmp_path / "out.json").read_text())
+    assert {"commit", "command", "machine", "versions"} <= set(document)
+    assert set(document["results"]) == {"choose at 64 replicas", "decide at 8 pools", "decide at 2 pools"}
+
+
+def test_a_week_is_simulated_and_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(week, "SPAN_S", 600.0)
+    trace = _write_trace(tmp_path / "trace.csv", 1.0, 300)
+    assert week.main(["--trace", str(trace), "--policy", "ours,static", "--json", str(tmp_path / "out.json")]) == 0
+    document = json.loads((tmp_path / "out.json").read_text())
+    assert document["num_requests"] == pytest.approx(2400, rel=0.1)
+    assert [run["policy"] for run in document["runs"]] == ["ours", "static"]
+
+
+def test_the_cpu_pool_is_put_beside_a_fleet_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_pool, "_SPAN_S", 300.0)
+    low, heavy = _write_trace(tmp_path / "low.csv", 2.0, 200), _write_trace(tmp_path / "heavy.csv", 0.5, 400)
+    out = tmp_path / "out.json"
+    assert cpu_pool.main(["--low", str(low), "--heavy", str(heavy), "--seeds", "1", "--json", str(out)]) == 0
+    rows = json.loads(out.read_text())["rows"]
+    assert len(rows) == 8 * 4
+    assert all(row["cpu_hours"] == 0.0 for row in rows if row["cpu_usd_per_hour"] is None)
