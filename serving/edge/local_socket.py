@@ -17,7 +17,8 @@ from serving.protocol.asgi import AsgiApp
 
 #: HAProxy keeps an unused connection for at most ten seconds; who closes first must not be us.
 KEEP_ALIVE_S = 60
-CLOSE_TIMEOUT_S = 5.0
+#: What an answer that has run out of time gets to say so.
+CLOSE_TIMEOUT_S = 1.0
 
 
 class LocalSocket:
@@ -52,10 +53,19 @@ class LocalSocket:
         self._path.chmod(0o600)
         self._task = asyncio.create_task(self._server.serve([listener]))
 
-    async def close(self) -> None:
-        """Take no more requests and let those under way end, for at most ``CLOSE_TIMEOUT_S``."""
+    async def drain(self, timeout_s: float) -> bool:
+        """Take no more requests, so that HAProxy brings them to another gateway, and let those under way end. Whether
+        they have, in that time.
+        """
         self._path.unlink(missing_ok=True)
-        if self._task is not None:
-            self._server.should_exit = True
-            await asyncio.wait([self._task], timeout=CLOSE_TIMEOUT_S)
+        if self._task is None:
+            return True
+        self._server.should_exit = True
+        ended, _ = await asyncio.wait([self._task], timeout=timeout_s)
+        return bool(ended)
+
+    async def close(self) -> None:
+        """Take no more requests, and cut what is under way."""
+        if not await self.drain(CLOSE_TIMEOUT_S):
+            assert self._task is not None, "there is something to cut"
             self._task.cancel()

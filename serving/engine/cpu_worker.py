@@ -7,14 +7,16 @@ thrown away does not draw from its generator in the first place, so there is not
 gives the same text however the prompt was cut.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 from vllm.v1.worker.cpu_worker import CPUWorker
 
-from serving.replica.progress import write_step
+from serving.replica import progress
 
 
 class SeededCpuModelRunner(CPUModelRunner):
@@ -40,23 +42,28 @@ class SeededCpuModelRunner(CPUModelRunner):
 
 
 class SeededCpuWorker(CPUWorker):
-    """``CPUWorker`` with ``SeededCpuModelRunner``."""
+    """``CPUWorker`` with ``SeededCpuModelRunner``, and with the number of threads that the pool says."""
 
     def init_device(self) -> None:
+        # OpenMP reads the variable when it is loaded, which in a forked process was long ago.
+        if num_threads := os.environ.get("OMP_NUM_THREADS"):
+            torch.set_num_threads(int(num_threads))
         super().init_device()
         # vLLM has no seam for the runner's class; a subclass that adds no state can be given to the instance it made.
         assert type(self.model_runner) is CPUModelRunner, type(self.model_runner)
         self.model_runner.__class__ = SeededCpuModelRunner
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
-        write_step("loading weights")
+        progress.write_step(progress.WEIGHTS)
         super().load_model(*args, **kwargs)
 
     def determine_available_memory(self) -> int:
-        write_step("compiling the model and warming up")
-        return int(super().determine_available_memory())
+        progress.write_step(progress.COMPILE)
+        available_bytes = int(super().determine_available_memory())  # compiles, where it is told to
+        progress.write_step(progress.WARM_UP)
+        return available_bytes
 
     def compile_or_warm_up_model(self) -> Any:
         result = super().compile_or_warm_up_model()
-        write_step("starting the API")
+        progress.write_step(progress.API)
         return result

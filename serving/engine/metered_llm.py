@@ -1,6 +1,7 @@
 """``AsyncLLM`` that counts tokens per request, and goes on with an answer that another replica has begun."""
 
 import copy
+import time
 from collections.abc import AsyncGenerator, Iterable
 from typing import Any
 
@@ -12,6 +13,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from serving.engine.base import RequestContext, current_request
 from serving.engine.grammar_check import GrammarCheck
+from serving.engine.step_meter import StepMeter
 from serving.engine.vllm_grammars import settle
 
 _WHOLE = RequestOutputKind.FINAL_ONLY
@@ -30,6 +32,9 @@ class MeteredAsyncLLM(AsyncLLM):
 
     was_stopped = False
     """The engine's process has begun to end."""
+
+    meter: StepMeter | None = None
+    """Told when an idle engine is given work."""
 
     _grammar_check: GrammarCheck | None = None
 
@@ -100,6 +105,8 @@ class MeteredAsyncLLM(AsyncLLM):
         self, request: EngineCoreRequest, prompt: str | None, parent_req: Any, index: int, queue: Any
     ) -> None:
         context = current_request.get(None)
+        if self.meter is not None:
+            self.meter.on_request(time.monotonic())
         if context is None or not context.resume:
             await super()._add_request(request, prompt, parent_req, index, queue)
             return

@@ -2,12 +2,10 @@
 
     replica  ── control: one end of a socket pair per job ──▸  server  ── fork ──▸  child: one job, one answer, gone
 
-The server imports what the work needs, once, and forks a child per job, which costs milliseconds. It runs at low
-priority and ends with the replica. A child may spend ``cpu_s`` seconds of processor time and ``MEMORY_BYTES`` more
-than the server has. Processor time, not time on a clock: how long others keep the machine busy does not change what
-is refused.
-
-The server is this module run as a program: ``python -m serving.engine.sandbox CONTROL PARENT TARGET CPU_S``.
+The server has imported what the work needs (it is forked from the node's zygote, where there is one), and forks a child
+per job, which costs milliseconds. It runs at low priority and ends with the replica. A child may spend ``cpu_s``
+seconds of processor time and ``MEMORY_BYTES`` more than the server has. Processor time, not time on a clock: how long
+others keep the machine busy does not change what is refused.
 """
 
 import asyncio
@@ -20,12 +18,15 @@ import resource
 import signal
 import socket
 import struct
-import subprocess
-import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import orjson
+
+from serving.lifecycle import zygote
 from serving.lifecycle.processes import signal_when_parent_ends
+from serving.lifecycle.zygote import Child, Job, ZygoteError
 
 logger = logging.getLogger("ballast.replica")
 
@@ -44,6 +45,7 @@ PATIENCE = 10
 START_PATIENCE_S = 60.0
 RESTART_S = 5.0
 _LENGTH = struct.Struct("!I")
+_READY = b"\0"
 _READ_BYTES = 2**16
 
 
@@ -61,26 +63,25 @@ class Sandbox:
     Args:
         target: ``module:function``; called once in the server with ``settings``, it returns the ``Work``.
         cpu_s: seconds of processor time for one job.
+        zygote_path: where the zygote listens that forks the server; without one it imports for itself.
     """
 
-    def __init__(self, target: str, settings: bytes, cpu_s: float) -> None:
+    def __init__(self, target: str, settings: bytes, cpu_s: float, zygote_path: Path | None = None) -> None:
         self._target = target
         self._settings = settings
         self._cpu_s = cpu_s
+        self._zygote_path = zygote_path
         self._slots = asyncio.Semaphore(MAX_CHILDREN)
         self._num_jobs = 0
         self._is_ready = asyncio.Event()
-        self._control: socket.socket | None = None
-        self._process: subprocess.Popen[bytes] | None = None
+        self._server: Child | None = None
+        self.pid: int | None = None
+        """The server's, once it runs."""
         self._keeper: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Begin to load in the background; started anew if it ends."""
         self._keeper = asyncio.create_task(self._keep())
-
-    @property
-    def pid(self) -> int | None:
-        return self._process.pid if self._process is not None else None
 
     async def run(self, job: bytes) -> bytes:
         """What the work makes of ``job``. Raises ``Overrun`` and ``Unavailable``."""
@@ -106,7 +107,7 @@ class Sandbox:
 
     async def _run(self, job: bytes) -> bytes:
         loop = asyncio.get_running_loop()
-        process, started_s, patience_s = self._process, loop.time(), PATIENCE * self._cpu_s
+        server, started_s, patience_s = self._server, loop.time(), PATIENCE * self._cpu_s
         ours, theirs = socket.socketpair()
         with ours:
             ours.setblocking(False)
@@ -120,7 +121,7 @@ class Sandbox:
                         answer += data
         if len(answer) >= _LENGTH.size and len(answer) == _LENGTH.size + _LENGTH.unpack_from(answer)[0]:
             return bytes(answer[_LENGTH.size :])
-        if process is None or process.poll() is not None:
+        if server is not self._server or server is None or server.has_ended:
             raise Unavailable("the server ended")
         if loop.time() - started_s >= patience_s:
             raise Unavailable("the machine is too busy")
@@ -128,9 +129,9 @@ class Sandbox:
 
     def _hand_over(self, connection: socket.socket) -> None:
         try:
-            if self._control is None:
+            if self._server is None:
                 raise Unavailable("the server ended")
-            socket.send_fds(self._control, [b"\0"], [connection.fileno()])
+            socket.send_fds(self._server.control, [b"\0"], [connection.fileno()])
         except OSError as error:
             raise Unavailable("the server ended") from error
 
@@ -146,50 +147,55 @@ class Sandbox:
     async def _serve_once(self) -> None:
         """From one server's start to its end."""
         loop = asyncio.get_running_loop()
-        self._spawn()
-        assert self._control is not None
+        self._server = self._spawn()
+        control = self._server.control
+        control.setblocking(False)
         with contextlib.suppress(ConnectionError):
-            await loop.sock_sendall(self._control, _LENGTH.pack(len(self._settings)) + self._settings)
-            if await loop.sock_recv(self._control, 1):
-                self._is_ready.set()
-                await loop.sock_recv(self._control, 1)
+            await loop.sock_sendall(control, _LENGTH.pack(len(self._settings)) + self._settings)
+            line = bytearray()
+            while data := await loop.sock_recv(control, 1):
+                line += data
+                if data == b"\n":
+                    self.pid = int(line)
+                elif data == _READY:
+                    self._is_ready.set()
 
-    def _spawn(self) -> None:
-        self._control, theirs = socket.socketpair()
-        self._control.setblocking(False)
-        with theirs:
-            arguments = [str(theirs.fileno()), str(os.getpid()), self._target, str(self._cpu_s)]
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "serving.engine.sandbox", *arguments],
-                pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                # It computes on one core, and never on the GPU.
-                env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
-            )  # fmt: skip
+    def _spawn(self) -> Child:
+        # It computes on one core, and never on the GPU.
+        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+        payload = orjson.dumps({"target": self._target, "cpu_s": self._cpu_s})
+        job = replace(Job.here("serving.engine.sandbox:serve", payload, "ballast-sandbox"), environment=environment)
+        if self._zygote_path is not None:
+            try:
+                return zygote.fork(self._zygote_path, job)
+            except ZygoteError as error:
+                logger.warning("no zygote forks the sandbox, which imports for itself: %s", error)
+        return zygote.run_fresh(job)
 
     def _end(self) -> None:
         self._is_ready.clear()
-        if self._control is not None:
-            self._control.close()
-            self._control = None
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
+        self.pid = None
+        if self._server is not None:
+            self._server.close()
+            self._server = None
 
 
 # ---------------------------------------------------------------------------------------------------------- the server
 
 
-def serve(control: socket.socket, target: str, cpu_s: float) -> None:
+def serve(payload: bytes, control: socket.socket) -> None:
     """Load, say so, and fork a child for every job until the replica closes ``control``."""
     os.nice(NICENESS)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the replica, and that ends us
-    module, _, function = target.partition(":")
+    wanted = orjson.loads(payload)
+    cpu_s = wanted["cpu_s"]
+    module, _, function = wanted["target"].partition(":")
     work: Work = getattr(importlib.import_module(module), function)(_receive(control))
     gc.collect()
     gc.freeze()  # a child's collector would write to, and so copy, every page it shares with us
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel buries the children
-    control.sendall(b"\0")
+    control.sendall(_READY)
     while True:
         message, descriptors, _, _ = socket.recv_fds(control, 1, 1)
         if not message:
@@ -234,8 +240,3 @@ def _receive_exactly(connection: socket.socket, count: int) -> bytes:
             raise EOFError("the other end closed")
         data += more
     return bytes(data)
-
-
-if __name__ == "__main__":
-    signal_when_parent_ends(signal.SIGKILL, int(sys.argv[2]))
-    serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[3], float(sys.argv[4]))

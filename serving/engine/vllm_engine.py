@@ -7,8 +7,12 @@ model name echoed is the one asked for.
 """
 
 import argparse
+import logging
+import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -27,13 +31,16 @@ from vllm.v1.metrics.loggers import StatLoggerBase
 from vllm.v1.metrics.stats import IterationStats, MultiModalCacheStats, SchedulerStats
 
 from serving.config.limits import Limits
+from serving.config.speed import CPU_SPEED
 from serving.engine.base import EngineLoad, current_request
 from serving.engine.grammar_check import CheckedApp, GrammarCheck
 from serving.engine.metered_llm import MeteredAsyncLLM
 from serving.engine.plain_chat import PlainChatServing
 from serving.engine.sandbox import Sandbox
+from serving.engine.step_meter import StepMeter
 from serving.engine.vllm_grammars import TARGET, settings_of
 from serving.protocol.asgi import AsgiApp
+from serving.protocol.frames import StepSpeed
 from serving.replica.options import ReplicaOptions
 
 #: For engines that are started without a config: its default.
@@ -45,13 +52,17 @@ class VllmOptions:
     """What one replica's engine is started with.
 
     ``served_names`` is the model's name and its aliases; ``args`` are fields of vLLM's ``AsyncEngineArgs`` and of its
-    server arguments, already validated by the config; ``grammar_cpu_s`` bounds the making of one grammar.
+    server arguments, already validated by the config; ``grammar_cpu_s`` bounds the making of one grammar; ``speed`` is
+    what a step costs before any was measured. With ``zygote_path`` the sandbox is forked from the zygote there, and
+    the engine's process from this one, which has imported all that it needs and must not have run a parallel loop.
     """
 
     model: str
     served_names: tuple[str, ...]
     args: Mapping[str, Any] = field(default_factory=dict)
     grammar_cpu_s: float = GRAMMAR_CPU_S
+    speed: StepSpeed = CPU_SPEED
+    zygote_path: Path | None = None
 
     def as_namespace(self) -> argparse.Namespace:
         """vLLM's own defaults with ours over them. Raises ``ValueError`` for an argument vLLM does not have."""
@@ -64,6 +75,7 @@ class VllmOptions:
         namespace.served_model_name = list(self.served_names)
         namespace.disable_log_stats = False
         namespace.enable_log_requests = False
+        namespace.enable_logging_iteration_details = True  # what each step did, for `StepMeter`; nothing is logged
         validate_parsed_serve_args(namespace)
         return namespace
 
@@ -73,20 +85,26 @@ class VllmEngine:
 
     def __init__(self, options: VllmOptions) -> None:
         self._options = options
-        self._gauges = _Gauges()
+        self._gauges = _Gauges(options.speed)
         self._llm: MeteredAsyncLLM | None = None
         self._app: AsgiApp | None = None
         self._sandbox: Sandbox | None = None
 
     async def start(self) -> None:
+        # With a record of every step, vLLM's own logger would write a line for each.
+        logging.getLogger("vllm.v1.metrics.loggers").setLevel(logging.WARNING)
         namespace = self._options.as_namespace()
         config = AsyncEngineArgs.from_cli_args(namespace).create_engine_config(UsageContext.OPENAI_API_SERVER)
+        if self._options.zygote_path is not None:
+            os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"  # on CPU the config has just said "spawn"
         llm = MeteredAsyncLLM.from_vllm_config(
             vllm_config=config,
             usage_context=UsageContext.OPENAI_API_SERVER,
             stat_loggers=[self._gauges.as_logger_factory()],
         )
         self._llm = llm
+        self._gauges.know(config)
+        llm.meter = self._gauges.meter
         app = await self.stock_app()
         _echo_requested_name(app.state.openai_serving_models)
         if type(app.state.openai_serving_chat) is OpenAIServingChat:
@@ -99,7 +117,7 @@ class VllmEngine:
         before it.
         """
         cpu_s = self._options.grammar_cpu_s
-        self._sandbox = Sandbox(TARGET, settings_of(config, llm.tokenizer), cpu_s)
+        self._sandbox = Sandbox(TARGET, settings_of(config, llm.tokenizer), cpu_s, self._options.zygote_path)
         self._sandbox.start()
         check = GrammarCheck(self._sandbox, cpu_s)
         llm.check_grammars_with(check)
@@ -130,7 +148,8 @@ class VllmEngine:
 
     def load(self) -> EngineLoad:
         unfinished = self._llm.output_processor.get_num_unfinished_requests() if self._llm is not None else 0
-        return replace(self._gauges.load, unfinished=unfinished)
+        meter = self._gauges.meter
+        return replace(self._gauges.load, unfinished=unfinished, work=meter.work, speed=meter.speed)
 
     async def stop(self) -> None:
         if self._sandbox is not None:
@@ -142,7 +161,12 @@ class VllmEngine:
 
 
 def build(options: ReplicaOptions) -> VllmEngine:
-    return VllmEngine(VllmOptions(options.source, options.served_names, options.engine_args, options.grammar_compile_s))
+    return VllmEngine(
+        VllmOptions(
+            options.source, options.served_names, options.engine_args, options.grammar_compile_s, options.speed,
+            options.zygote_path,
+        )
+    )  # fmt: skip
 
 
 def _echo_requested_name(models: OpenAIServingModels) -> None:
@@ -159,8 +183,21 @@ def _echo_requested_name(models: OpenAIServingModels) -> None:
 class _Gauges:
     """The latest of what vLLM's engine records about itself after every step."""
 
-    def __init__(self) -> None:
+    def __init__(self, seed: StepSpeed) -> None:
         self.load = EngineLoad()
+        self.meter = StepMeter(seed)
+        self.kv_capacity_tokens = 0
+
+    def know(self, config: VllmConfig) -> None:
+        """The bounds of the engine that has started."""
+        cache = config.cache_config
+        self.kv_capacity_tokens = (cache.num_gpu_blocks or 0) * cache.block_size
+        self.load = replace(
+            self.load,
+            max_num_seqs=config.scheduler_config.max_num_seqs,
+            max_num_batched_tokens=config.scheduler_config.max_num_batched_tokens,
+            kv_capacity_tokens=self.kv_capacity_tokens,
+        )
 
     def as_logger_factory(self) -> Any:
         gauges = self
@@ -185,10 +222,21 @@ class _Gauges:
 
     def record(self, scheduler: SchedulerStats | None, iteration: IterationStats | None) -> None:
         previous = self.load
-        self.load = EngineLoad(
+        self.load = replace(
+            previous,
             running=scheduler.num_running_reqs if scheduler else previous.running,
             waiting=scheduler.num_waiting_reqs + scheduler.num_skipped_waiting_reqs if scheduler else previous.waiting,
             kv_cache_usage=scheduler.kv_cache_usage if scheduler else previous.kv_cache_usage,
             generated_tokens=previous.generated_tokens + (iteration.num_generation_tokens if iteration else 0),
             iterations=previous.iterations + 1,
         )
+        if scheduler is not None:
+            self._measure(scheduler)
+
+    def _measure(self, scheduler: SchedulerStats) -> None:
+        details = scheduler.iteration_details
+        if details is not None and not details.is_dummy:
+            kv_tokens = scheduler.kv_cache_usage * self.kv_capacity_tokens
+            self.meter.on_step(time.monotonic(), details.num_generation_requests, kv_tokens, details.num_ctx_tokens)
+        if not self.load.running + self.load.waiting:
+            self.meter.on_idle()

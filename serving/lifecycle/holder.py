@@ -50,7 +50,9 @@ class Holder:
         """Returns the exit code, when everything has stopped."""
         try:
             self._take_signals()
-            self._cluster.start(lambda step: self._send(StepEvent(step)))
+            self._cluster.start(
+                lambda step: self._send(StepEvent(step)), preloads_engine=self._launch.engine != "scripted"
+            )
             self._take_signals()  # Ray has put its own in place
             self._cluster.deploy(self._launch.engine, self._launch.engine_args)
             self._watch()

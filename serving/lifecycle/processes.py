@@ -80,3 +80,11 @@ def signal_when_parent_ends(signal_number: signal.Signals, parent_pid: int) -> N
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal_number)
     if os.getppid() != parent_pid:  # it ended before the call took effect
         os.kill(os.getpid(), signal_number)
+
+
+def name_process(name: str) -> None:
+    """Have ``ps`` and ``top`` show ``name`` for this process, if vLLM has brought the package that it uses itself."""
+    with contextlib.suppress(ImportError):
+        import setproctitle
+
+        setproctitle.setproctitle(name)

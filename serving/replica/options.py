@@ -4,7 +4,12 @@ version.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+from serving.config.speed import CPU_SPEED
+from serving.lifecycle import zygote
+from serving.protocol.frames import StepSpeed
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +28,9 @@ class ReplicaOptions:
         watchdog_s: seconds that one step of the engine may take.
         version: short hash of everything above that changes answers; clients see it.
         grammar_compile_s: seconds of processor time in which a client's constraint must become a grammar.
+        speed: what an engine step costs, before this engine was measured.
         listen_host: address for gateways on other nodes; None when all run on one.
+        is_forked: the engine runs in a process forked from the node's zygote, instead of in Ray's worker process.
     """
 
     model: str
@@ -40,4 +47,11 @@ class ReplicaOptions:
     log_path: str
     grammar_compile_s: float
     engine_args: Mapping[str, Any] = field(default_factory=dict)
+    speed: StepSpeed = CPU_SPEED
     listen_host: str | None = None
+    is_forked: bool = False
+
+    @property
+    def zygote_path(self) -> Path | None:
+        """Where the zygote listens that forks what this replica runs in; None where nothing is forked."""
+        return Path(self.runtime_dir) / zygote.SOCKET if self.is_forked else None

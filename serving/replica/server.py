@@ -133,6 +133,13 @@ class ReplicaServer:
             "tokens_per_s": self._tokens_per_s,
             "iterations": engine.iterations,
             "draining": self.draining,
+            "streams": self.num_streams,
+            "pending_prompt_tokens": sum(connection.pending_prompt_tokens for connection in self._connections),
+            "work": engine.work,
+            "speed": engine.speed,
+            "max_num_seqs": engine.max_num_seqs,
+            "max_num_batched_tokens": engine.max_num_batched_tokens,
+            "kv_capacity_tokens": engine.kv_capacity_tokens,
         }
 
     def _start_reporting(self) -> None:
@@ -235,6 +242,11 @@ class _GatewayConnection(asyncio.Protocol):
     def engine(self) -> Engine:
         return self._server.engine
 
+    @property
+    def pending_prompt_tokens(self) -> int:
+        """Prompts, as the gateway has estimated them, whose answers have not begun."""
+        return sum(stream.pending_prompt_tokens for stream in self.streams.values())
+
     def send(self, frame: bytes) -> None:
         """Queue a frame; everything queued in this event-loop turn leaves in one write."""
         if not self._outbox:
@@ -275,6 +287,7 @@ class _Stream:
         self._body = body
         self._is_body_read = False
         self._is_dropped = False
+        self.pending_prompt_tokens = head.get("prompt_tokens", 0)
         self._failure: str | None = None
         self._cause: Cause = "request"
         # A chat's first event is its role, made of no token; with ``resume`` it has been sent before.
@@ -374,6 +387,7 @@ class _Stream:
             if body.startswith(ENGINE_ERROR_EVENTS):
                 self._failure = error_event_message(body)
             elif body:
+                self.pending_prompt_tokens = 0
                 self._connection.send(self._body_frame(body))
             if not self.may_send.is_set():
                 await self.may_send.wait()

@@ -10,16 +10,25 @@ import openai
 import pytest
 import pytest_asyncio
 
+from benchmarks.faults.fault import HEAD
 from tests.e2e.server import Server, running_server
+from tests.e2e.table import ROWS
 
 #: What starts servers of its own comes first, so that no two run at once; what breaks the shared one comes last.
-_ORDER = {"test_lifecycle.py": 0, "test_failover.py": 0, "test_failures.py": 2}
+_ORDER = {"test_lifecycle.py": 0, "test_failover.py": 0, "test_faults.py": 0, "test_failures.py": 2}
 CLIENT_TIMEOUT_S = 60.0
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     items.sort(key=lambda item: _ORDER.get(item.path.name, 1) if item.path.is_relative_to(here) else -1)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the table of faults, whatever else is shown of tests that passed."""
+    if ROWS:
+        terminalreporter.section("faults")
+        terminalreporter.write_line("\n".join([HEAD, *ROWS]))
 
 
 @pytest.fixture(scope="session")

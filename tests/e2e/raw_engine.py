@@ -13,5 +13,9 @@ def build(options: ReplicaOptions) -> RawServedEngine:
     port = free_port()
     (Path(options.runtime_dir) / "raw_port").write_text(str(port))
     return RawServedEngine(
-        VllmOptions(options.source, options.served_names, options.engine_args, options.grammar_compile_s), port
-    )
+        VllmOptions(
+            options.source, options.served_names, options.engine_args, options.grammar_compile_s,
+            zygote_path=options.zygote_path,
+        ),
+        port,
+    )  # fmt: skip

@@ -12,17 +12,24 @@ import pytest
 from openai.types.chat import ChatCompletionMessageParam
 
 from benchmarks import processes
-from serving.lifecycle.processes import start_ticks
+from serving.lifecycle.processes import processes_of, start_ticks
 from tests.e2e.prompts import CAPITAL, FOREVER
 from tests.e2e.server import MODEL, Server, until
 
 MAX_NOTICE_S = 1.0
 NUM_STREAMS = 3
 
+
+def process_of(server: Server, name: str) -> int:
+    [pid] = set(processes.named(name)) & processes_of(server.runtime_dir)
+    return pid
+
+
 VICTIMS: dict[str, tuple[Callable[[Server], int], signal.Signals]] = {
     "engine, SIGKILL": (lambda server: server.engine_pids()[0], signal.SIGKILL),
     "engine, SIGTERM": (lambda server: server.engine_pids()[0], signal.SIGTERM),
     "replica, SIGKILL": (lambda server: int(server.replica()["pid"]), signal.SIGKILL),
+    "Ray's actor, SIGKILL": (lambda server: process_of(server, f"ServeReplica:ballast:{MODEL}"), signal.SIGKILL),
 }
 
 
@@ -81,3 +88,18 @@ def check_outage(server: Server, http: httpx.Client) -> None:
         assert int(answer.headers["retry-after"]) >= 1
     else:
         assert answer.json()["choices"][0]["message"]["content"] == "Paris"
+
+
+@pytest.mark.timeout(400)
+def test_a_replica_does_not_need_the_zygote_that_it_was_forked_from(server: Server, client: openai.OpenAI) -> None:
+    """What runs goes on, and the next replica starts another zygote."""
+    old, zygote = server.until_ready(), process_of(server, "ballast-zygote")
+    stream = client.chat.completions.create(model=MODEL, messages=CAPITAL, stream=True, temperature=0)
+    next(stream)
+    os.kill(zygote, signal.SIGKILL)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in stream).endswith("Paris")
+    os.kill(int(old["pid"]), signal.SIGKILL)
+    server.until_ready(other_than=old["replica"])
+    assert process_of(server, "ballast-zygote") != zygote
+    answer = client.chat.completions.create(model=MODEL, messages=CAPITAL, temperature=0)
+    assert answer.choices[0].message.content == "Paris"

@@ -1,5 +1,6 @@
 """What the operator sees: numbers that add up, lines that join up, and no word of what was said."""
 
+import json
 import shutil
 import subprocess
 import uuid
@@ -24,6 +25,7 @@ FAMILIES = {
     "ballast_gateway_overhead_seconds": {"route"},
     "ballast_gateway_loop_lag_seconds": set(),
     "ballast_requests_in_flight": set(),
+    "ballast_replica_start_seconds": {"model", "pool", "step"},
 }
 
 
@@ -75,6 +77,17 @@ def test_every_family_is_there_with_its_labels(server: Server, client: openai.Op
         family = families[name]
         assert family.documentation
         assert {label for sample in family.samples for label in sample.labels} - {"le"} == labels, name
+
+
+def test_the_start_of_the_replica_is_told_step_by_step(server: Server) -> None:
+    """None of it twice, and in all about what the log says."""
+    metrics = server.metrics()
+    of_pool = {"model": MODEL, "pool": POOL}
+    lines = [line for line in map(json.loads, server.log_text().splitlines()) if line["event"].endswith("is ready")]
+    steps = lines[-1]["start_s"]
+    assert list(steps) == ["process", "imports", "engine", "weights", "compile", "warm-up", "api"]
+    for step, seconds in steps.items():
+        assert metrics.value("ballast_replica_start_seconds", **of_pool, step=step) == seconds
 
 
 def test_vllms_own_series_say_which_replica_they_are_of(server: Server, client: openai.OpenAI) -> None:

@@ -129,7 +129,8 @@ async def test_it_dies_with_a_replica_that_is_killed() -> None:
     script = (
         "import asyncio\nfrom serving.engine.sandbox import Sandbox\n"
         f"async def main():\n    sandbox = Sandbox({TARGET!r}, b'', 9.0)\n    sandbox.start()\n"
-        "    job = asyncio.create_task(sandbox.run(b'hang'))\n    await asyncio.sleep(0)\n"
+        "    job = asyncio.create_task(sandbox.run(b'hang'))\n"
+        "    while sandbox.pid is None: await asyncio.sleep(0.01)\n"
         "    print(sandbox.pid, flush=True)\n    await job\n"
         "asyncio.run(main())"
     )

@@ -1,0 +1,3 @@
+"""The rows of the table of faults that this run has filled; the terminal's summary shows them."""
+
+ROWS: list[str] = []
