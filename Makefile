@@ -4,8 +4,8 @@ MAKEFLAGS += --no-print-directory --no-builtin-rules
 .DEFAULT_GOAL := help
 .PHONY: help setup serve test lint style types imports image clean
 
-export DEVICE PYTHON
-BIN := .venv/bin
+export DEVICE PYTHON VENV
+BIN := $(or $(VENV),.venv)/bin
 UP_ARGUMENTS := $(if $(CONFIG),--config "$(CONFIG)") $(if $(PORT),--port "$(PORT)")
 
 help: ## show this list

@@ -66,7 +66,7 @@ def build(args: Mapping[str, str]) -> Application:
 def deploy_schema(config: Config, site: Site) -> ServeDeploySchema:
     """What Ray Serve is to run. Only an application that is declared like this may have a policy of its own."""
     pools = [(model.name, pool.name) for model in config.models for pool in model.pools]
-    deployments = [(model, pool, deployment_name(model, pool)) for model, pool in pools]
+    deployments = [[model, pool, deployment_name(model, pool)] for model, pool in pools]
     policy = {
         "policy_function": site.policy,
         "policy_kwargs": {
@@ -165,7 +165,8 @@ def _pool_deployment(
         log_path=str(config.server.log_path),
         grammar_compile_s=config.limits.grammar_compile_s,
         speed=pool.seed_speed,
-        is_forked=isinstance(pool, CpuPool) and site.engine != "scripted",
+        # What the node's zygote has imported are the server's own packages.
+        is_forked=isinstance(pool, CpuPool) and pool.python is None and site.engine != "scripted",
     )
     return serve.deployment(
         PoolReplica,
@@ -184,17 +185,24 @@ def _pool_deployment(
 
 def _actor_options(pool: CpuPool | CudaPool) -> dict[str, Any]:
     """With an environment of its own, a replica gets a process of its own, and that process's age is the start's."""
+    runtime_env: dict[str, Any] = {"env_vars": _environment(pool)}
+    if pool.python is not None:
+        runtime_env["py_executable"] = str(pool.python)
     if isinstance(pool, CudaPool):
-        env = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"}  # as vLLM would decide itself in Ray's worker process
-        return {"num_cpus": 1, "num_gpus": pool.gpus_per_replica, "runtime_env": {"env_vars": env}}
-    env = {
+        return {"num_cpus": 1, "num_gpus": pool.gpus_per_replica, "runtime_env": runtime_env}
+    return {"num_cpus": pool.cpus_per_replica, "runtime_env": runtime_env}
+
+
+def _environment(pool: CpuPool | CudaPool) -> dict[str, str]:
+    if isinstance(pool, CudaPool):
+        return {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"}  # as vLLM would decide itself in Ray's worker process
+    return {
         # vLLM's own binding gives every engine of a node the same cores; the kernel's scheduler does better.
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "OMP_NUM_THREADS": str(pool.num_threads),
         # On CPU vLLM 0.29 compiles ahead of time, fails to load the result at every start, and compiles again.
         "VLLM_USE_AOT_COMPILE": "0",
     }
-    return {"num_cpus": pool.cpus_per_replica, "runtime_env": {"env_vars": env}}
 
 
 def engine_args(config: Config, model: ModelConfig, pool: CpuPool | CudaPool) -> dict[str, Any]:

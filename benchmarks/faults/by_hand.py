@@ -7,14 +7,12 @@ second node on the same machine, which comes back a while after it was killed. B
 import argparse
 import json
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from serving.cluster import Cluster
+from serving.cluster import OBJECT_STORE_BYTES, Cluster
 from serving.config.load import load_config
 from serving.lifecycle.server import StateClaim
 
@@ -56,29 +54,33 @@ def main() -> None:
     asked_to_stop = threading.Event()
     with StateClaim(config, arguments.config) as claim:
         cluster = Cluster(config, runtime_dir=claim.runtime_dir)
-        node: subprocess.Popen[bytes] | None = None
         try:
             cluster.start()
             signal.signal(signal.SIGTERM, lambda *_: asked_to_stop.set())
             node = _start_node(arguments.node_cpus)
             cluster.deploy("scripted", arguments.engine_args, policy="benchmarks.faults.by_hand:ByHand")
             while not asked_to_stop.wait(POLL_S):
-                if node.poll() is not None and not asked_to_stop.wait(NODE_BACK_S):
+                if node.dead_processes() and not asked_to_stop.wait(NODE_BACK_S):
                     node = _start_node(arguments.node_cpus)
         finally:
             cluster.stop(config.server.shutdown_grace_s)
-            if node is not None:
-                node.kill()
-                node.wait()
 
 
-def _start_node(num_cpus: int) -> "subprocess.Popen[bytes]":
-    """A second raylet that joins the cluster of this process."""
-    import ray
+def _start_node(num_cpus: int) -> Any:
+    """A second raylet that joins the cluster of this process. Ray's command refuses to, because of the setting that
+    keeps the cluster on loopback."""
+    import ray._private.node
+    from ray._private.parameter import RayParams
 
-    address = ray.get_runtime_context().gcs_address
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--address", address]
-    return subprocess.Popen([*command, "--num-cpus", str(num_cpus), "--object-store-memory", str(80 * 2**20)])
+    parameters = RayParams(
+        gcs_address=ray.get_runtime_context().gcs_address,
+        node_ip_address="127.0.0.1",
+        num_cpus=num_cpus,
+        object_store_memory=OBJECT_STORE_BYTES,
+        min_worker_port=0,
+        max_worker_port=0,
+    )
+    return ray._private.node.Node(parameters, head=False, shutdown_at_exit=False, spawn_reaper=False)
 
 
 if __name__ == "__main__":

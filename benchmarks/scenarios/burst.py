@@ -1,8 +1,8 @@
-"""Two pools, a day in seven minutes: ``python -m benchmarks.scenarios.burst [--json FILE] [--plot FILE]``.
+"""Two pools, a day in eight minutes: ``python -m benchmarks.scenarios.burst [--json FILE] [--plot FILE]``.
 
 Two pools of real engines on CPU stand in for two kinds of hardware: `big` is dear and fast (many sequences at once),
 `small` is cheap, runs two sequences at once and only stands in for the other. The traffic has a low start, a burst, an
-idle hour (an idle minute and a half, with the autoscaler's patience shortened accordingly), a second burst in which
+idle hour (three and a half minutes, with the autoscaler's patience shortened accordingly), a second burst in which
 every replica of `big` is killed again and again for half a minute, and a low end.
 
 What is shown: what the autoscaler does, that no request is lost, and what a million tokens cost beside a fleet of
@@ -15,6 +15,7 @@ import contextlib
 import json
 import math
 import os
+import shutil
 import signal
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -50,13 +51,13 @@ class Phase:
 
 
 PHASES = (
-    Phase("low", 40.0, LOW_PER_S),
-    Phase("burst", 90.0, BURST_PER_S),
-    Phase("idle", 90.0, 0.02),
-    Phase("second burst", 60.0, BURST_PER_S),
+    Phase("low", 30.0, LOW_PER_S),
+    Phase("burst", 80.0, BURST_PER_S),
+    Phase("idle", 210.0, 0.02),
+    Phase("second burst", 50.0, BURST_PER_S),
     Phase("outage of big", 40.0, LOW_PER_S),
-    Phase("after the outage", 50.0, BURST_PER_S),
-    Phase("low end", 40.0, LOW_PER_S),
+    Phase("after the outage", 40.0, BURST_PER_S),
+    Phase("low end", 30.0, LOW_PER_S),
 )
 
 
@@ -110,12 +111,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scenarios.burst", description=__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to this file")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the timeline into this PNG (needs matplotlib)")
+    parser.add_argument("--decisions", type=Path, metavar="FILE", help="keep the record of decisions")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     head = environment.describe()
     with running(config()) as server:
         run, samples = asyncio.run(_drive(server, arguments.seed))
         decisions = [json.loads(line) for line in (server.state_dir / "decisions" / "decisions.jsonl").open()]
+        if arguments.decisions:
+            shutil.copy(server.state_dir / "decisions" / "decisions.jsonl", arguments.decisions)
     summary = summarise(run, samples)
     _print(summary)
     if arguments.json:

@@ -1,12 +1,14 @@
 """A pool: replicas of one model on one kind of device, at one price."""
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from serving.config.engine import CpuEngine, CudaEngine
-from serving.config.section import PoolName, Section
+from serving.config.section import ConfigPath, PoolName, Section
 from serving.config.speed import CPU_SPEED, CUDA_SPEED, Speed
 from serving.protocol.frames import StepSpeed
 
@@ -14,7 +16,7 @@ DEFAULT_GPU_MEMORY_UTILIZATION = 0.9
 """vLLM's usual share: the rest is room for CUDA graphs, NCCL and fragmentation."""
 
 
-CPU_COLD_START_S, CUDA_COLD_START_S = 30.0, 180.0
+CPU_COLD_START_S, CUDA_COLD_START_S = 15.0, 180.0
 
 _WATCHDOG = "Seconds that one step of the engine may take; a replica that stands still longer is replaced."
 
@@ -42,6 +44,13 @@ class Fallback(Section):
     )
 
 
+def _interpreter(value: Path) -> Path:
+    """``value``, not resolved: the link in an environment's ``bin`` is what makes it that environment's."""
+    if not os.access(value, os.X_OK):
+        raise ValueError(f"no program: {value} (`make setup DEVICE=cpu VENV=.venv-cpu` makes an environment)")
+    return value
+
+
 class _Pool(Section):
     name: PoolName = Field(description="Name of the pool, unique within its model; shown in x-ballast-pool.")
     usd_per_hour: float = Field(ge=0, le=100_000, description="Price of one replica for an hour, in US dollars.")
@@ -54,6 +63,10 @@ class _Pool(Section):
         gt=0,
         le=86_400,
         description="Seconds from the decision to a ready replica, before any was seen; null: a guess by device.",
+    )
+    python: Annotated[ConfigPath, AfterValidator(_interpreter)] | None = Field(
+        default=None,
+        description="Python of another environment, for a pool whose device needs other packages; null: the server's.",
     )
     fallback: Fallback | None = Field(
         default=None, description="Set: this pool stands in for its siblings, within these bounds."
