@@ -26,7 +26,10 @@ class _Parser(argparse.ArgumentParser):
         super().error(message)
 
 
-_BENCHMARKS = {"autoscale": "what the autoscaler is worth, simulated"}
+_BENCHMARKS = {
+    "autoscale": "what the autoscaler is worth, simulated",
+    "calibrate": "what an engine step costs here; prints the `speed` section of each pool",
+}
 """By subject; --help after it lists its options."""
 
 

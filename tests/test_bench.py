@@ -5,10 +5,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import yaml
 
-from benchmarks import cpu_pool, decisions, week
+from benchmarks import calibrate, cpu_pool, decisions, week
+from benchmarks.load.traffic import Due, Sent
 from benchmarks.simulator import __main__ as simulator
 from serving.cli import main
+from serving.config import parse_config
+from serving.router.prediction import StepModel
+
+ROOT = Path(__file__).parent.parent
 
 
 def _write_trace(path: Path, every_s: float, number: int) -> Path:
@@ -22,6 +28,26 @@ def test_the_rest_of_the_line_is_the_benchmarks_own(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(simulator, "main", lambda arguments: seen.append(arguments) or 7)
     assert main(["bench", "autoscale", "--trace", "a.csv", "--seeds", "2", "--help"]) == 7
     assert seen == [["--trace", "a.csv", "--seeds", "2", "--help"]]
+
+
+def test_calibrate_takes_each_pool_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: list[Sequence[str] | None] = []
+    monkeypatch.setattr(calibrate, "main", lambda arguments: seen.append(arguments) or 0)
+    assert main(["bench", "calibrate", "--config", "a.yaml"]) == 0
+    assert seen == [["--config", "a.yaml"]]
+    [(model, pool, config)] = calibrate.single_pools(ROOT / "ballast.yaml")
+    assert (model, pool) == ("ballast-demo", "cpu")
+    assert config["models"][0]["pools"][0]["replicas"] == {"min": 1, "max": 1}
+    assert parse_config(yaml.safe_dump(config), tmp_path).models[0].name == model
+
+
+def test_what_a_fit_predicts_is_compared_with_what_was_measured() -> None:
+    model = StepModel(0.002, 0.001, 0.0, 0.0001, 2048, 64, 100_000)
+    sent = [Sent(Due(0.0, (1,) * 1000, calibrate.OUTPUT_TOKENS), end_s=0.1 + 63 * 0.004, first_s=0.1) for _ in range(2)]
+    found = calibrate._compare(model, 1000, 2, sent)
+    assert found.predicted_tpot_s == pytest.approx(0.004, rel=0.01)
+    assert found.tpot_error == pytest.approx(0.0, abs=0.02)
+    assert found.ttft_s == 0.1
 
 
 def test_a_subject_that_there_is_none_of_is_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,7 +62,8 @@ async def overloaded(stage: Stage) -> Outcome:
     runs = await asyncio.gather(
         *(driver.drive(poisson(phases, stage.output_tokens, seed)) for seed, driver in enumerate(drivers))
     )
-    served_per_s = sum(_served_per_s(run.sent, 1.0, seconds) for run in runs)
+    ended_s = max(sent.end_s for run in runs for sent in run.sent if sent.is_whole)
+    served_per_s = sum(_served_per_s(run.sent, 1.0, ended_s) for run in runs)
     herd = stage.driver(tenant="left")
     herded = await asyncio.gather(*(herd.send(Due(herd.run.now_s, f"herd {index}", 8)) for index in range(NUM_HERD)))
     grown_mib = (_rss_bytes(stage) - rss_bytes) / 2**20

@@ -3,35 +3,42 @@
 import asyncio
 import resource
 import signal
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.faults.fault import Fault, Outcome, outcome_of
 from benchmarks.faults.sites import PAIR, REAL, SCRIPTED, SILENCE_S, WATCHDOG_S
-from benchmarks.faults.stage import Replica, Stage, engine_core, kill, names, only_cut, texts
+from benchmarks.faults.stage import Replica, Stage, engine_core, is_scripted, kill, names, only_cut, texts
 from benchmarks.load.traffic import Due
 
 REPLACED_WITHIN_S = 90.0
 NUM_PROMPTS = 8
 """Of the steady traffic."""
+NUM_LONG, LONG_THREES = 4, 500
+"""Prompts of a few thousand tokens."""
 NOTICE_S = 4.0
 """Beyond a bound: the beat that looks, the stream's way to another replica, a machine that does other things."""
 
 
-async def _lose(stage: Stage, name: str, inject: Callable[[Replica], None], bound_s: float) -> Outcome:
+async def _lose(
+    stage: Stage, name: str, inject: Callable[[Replica], Awaitable[None] | None], bound_s: float
+) -> Outcome:
     """Lose one of two replicas; nobody is to wait longer than ``bound_s`` for a first token."""
     undisturbed = texts((await stage.driver().drive(stage.steady(NUM_PROMPTS / stage.pace.rate_per_s))).sent)
-    before, moved = stage.replicas(), stage.metric("ballast_failovers_total")
+    before = stage.replicas()
+    moved, lost = (stage.metric(name) for name in ("ballast_failovers_total", "ballast_requests_lost_total"))
     replaced_s: list[float] = []
 
     async def lose() -> None:
-        inject(before[0])
+        if (awaited := inject(before[0])) is not None:
+            await awaited
         await stage.until(lambda: names(before) - names(stage.replicas()), REPLACED_WITHIN_S)
         replaced_s.append(await stage.settled(2, timeout_s=REPLACED_WITHIN_S))
 
     run = await stage.disturbed(name, lose)
     checks = {
-        "no request is lost": not run.failed and stage.metric("ballast_requests_lost_total") == 0,
+        "no request is lost": not run.failed and stage.metric("ballast_requests_lost_total") == lost,
         "answers are those of an undisturbed run": all(
             found == undisturbed[prompt] for prompt, found in texts(run.sent).items()
         ),
@@ -67,8 +74,16 @@ async def engine_hung(stage: Stage) -> Outcome:
 
 
 async def engine_out_of_memory(stage: Stage) -> Outcome:
-    """Its address space may not grow any more: the next allocation fails."""
-    return await _lose(stage, "RLIMIT_AS on EngineCore", lambda victim: _forbid_growth(engine_core(victim)), NOTICE_S)
+    """Its address space may not grow any more, and prompts come that are longer than any before."""
+    hungry = stage.driver()
+
+    async def starve(victim: Replica) -> None:
+        _forbid_growth(engine_core(victim))
+        long_ = (Due(hungry.run.now_s, f"{index}" + " 7 8 9" * LONG_THREES, 8) for index in range(NUM_LONG))
+        await asyncio.gather(*(hungry.send(due) for due in long_))
+
+    outcome = await _lose(stage, "RLIMIT_AS on EngineCore", starve, WATCHDOG_S + NOTICE_S)
+    return replace(outcome, checks={**outcome.checks, "the long prompts are answered too": not hungry.run.failed})
 
 
 async def starts_out_of_memory(stage: Stage) -> Outcome:
@@ -153,6 +168,7 @@ async def replica_silent(stage: Stage) -> Outcome:
     checks = {
         "no request is lost": not run.failed,
         "its requests have moved": num_moved > 0,
+        "and say nothing twice, also when it is back": all(map(is_scripted, run.sent)),
         "nobody waits longer than the timeout": stage.effect(run).ttft_max_after_s < SILENCE_S + NOTICE_S,
     }
     return outcome_of(stage, run, checks, {"moved": num_moved})

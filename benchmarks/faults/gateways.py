@@ -100,8 +100,9 @@ async def edge_killed(stage: Stage) -> Outcome:
 
 
 async def controller_killed(stage: Stage) -> Outcome:
-    """On one node that is all there is to lose of Ray's control: its GCS lives in the process that `ballast up`
-    watches, and with it goes the server (`ray_lost`)."""
+    """Its successor finds what it left in Ray's key-value store (GCS). On one node that store is the head's: when it
+    dies, Ray ends with all its processes, `ballast up` says so and exits with 3, and the server is started anew.
+    """
     replicas = {replica["replica"] for replica in stage.replicas()}
     gateways = stage.gateways()
     targets = stage.targets()
@@ -124,7 +125,7 @@ async def controller_killed(stage: Stage) -> Outcome:
 
 
 async def server_stopped(stage: Stage) -> Outcome:
-    """The server's last hour: after this there is none."""
+    """The last fault of a site: after it there is no server."""
     short, long_ = int(GRACE_S / 2 / STEP_S), int(4 * GRACE_S / STEP_S)
     schedule = [Due(0.0, f"short {index}", short) for index in range(NUM_BUSY)]
     schedule += [Due(0.0, f"long {index}", long_) for index in range(NUM_BUSY)]

@@ -47,7 +47,7 @@ class Pace:
 
 
 BENCHMARK = Pace(before_s=6.0, after_s=20.0, rate_per_s=4.0, num_cycles=100, long_stream_s=60.0, overload_s=15.0)
-QUICK = Pace(before_s=2.0, after_s=8.0, rate_per_s=4.0, num_cycles=20, long_stream_s=14.0, overload_s=5.0)
+QUICK = Pace(before_s=2.0, after_s=6.0, rate_per_s=4.0, num_cycles=20, long_stream_s=12.0, overload_s=4.0)
 
 
 @dataclass
@@ -233,6 +233,11 @@ def only_cut(run: Run) -> bool:
     """Whether nothing failed but what was under way at the mark."""
     cut = under_way(run)
     return all(any(sent is other for other in cut) for sent in run.failed)
+
+
+def is_scripted(sent: Sent) -> bool:
+    """Whether the answer is what a scripted engine says, word for word."""
+    return sent.text == "".join(f"w{index} " for index in range(sent.due.output_tokens))
 
 
 def texts(sent: Iterable[Sent]) -> dict[object, set[str]]:

@@ -56,7 +56,7 @@ PHASES = (
     Phase("idle", 210.0, 0.02),
     Phase("second burst", 50.0, BURST_PER_S),
     Phase("outage of big", 40.0, LOW_PER_S),
-    Phase("after the outage", 40.0, BURST_PER_S),
+    Phase("third burst", 40.0, BURST_PER_S),
     Phase("low end", 30.0, LOW_PER_S),
 )
 
@@ -208,7 +208,8 @@ async def _sample(server: RunningServer, run: Run, samples: list[Sample]) -> Non
                 Sample(
                     at_s=round(run.now_s, 2),
                     ready=ready,
-                    starting={pool: entry["num_starting"] for pool, entry in pools.items()},
+                    # The autoscaler's own count is up to two seconds older than what the gateway knows.
+                    starting={pool: max(0, entry["target"] - ready[pool]) for pool, entry in pools.items()},
                     target={pool: entry["target"] for pool, entry in pools.items()},
                 )
             )

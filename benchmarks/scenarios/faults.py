@@ -9,7 +9,7 @@ import argparse
 import asyncio
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from benchmarks import environment
@@ -29,33 +29,44 @@ FAULTS = sorted(
 def main() -> int:
     """Returns 1 when a promise did not hold."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scenarios.faults", description=__doc__)
-    parser.add_argument("--only", metavar="ROW,ROW", help="rows of faults.md: F1,F3")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the table to this file")
+    parser.add_argument("--only", metavar="ROW,ROW", help="rows of faults.md: F1,F3; F0: scale-ups and downs")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the table to this file, or its rows of it")
     parser.add_argument("--quick", action="store_true", help="as short as the tests have it")
     arguments = parser.parse_args()
     head = environment.describe()
     rows = set(arguments.only.split(",")) if arguments.only else {fault.row for fault in FAULTS}
-    played = play([fault for fault in FAULTS if fault.row in rows], QUICK if arguments.quick else BENCHMARK)
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps({**head, "faults": document(played)}, indent=1) + "\n")
+    played: list[tuple[Fault, Outcome]] = []
+    print(HEAD)
+    try:
+        for fault, outcome in play(
+            [each for each in FAULTS if each.row in rows], QUICK if arguments.quick else BENCHMARK
+        ):
+            print(row_of(fault, outcome), flush=True)
+            played.append((fault, outcome))
+    finally:
+        if arguments.json:
+            _write(arguments.json, head, document(played))
     return 1 if any(outcome.broken for _, outcome in played) else 0
 
 
-def play(faults: Iterable[Fault], pace: Pace) -> list[tuple[Fault, Outcome]]:
-    """One server after the other, each with the faults that are for it; prints each row as it is known."""
+def play(faults: Iterable[Fault], pace: Pace) -> Iterator[tuple[Fault, Outcome]]:
+    """One server after the other, each with the faults that are for it."""
     wanted = list(faults)
-    played: list[tuple[Fault, Outcome]] = []
-    print(HEAD)
     for site in (REAL, SCRIPTED, BY_HAND):
-        own = [fault for fault in wanted if fault.site == site]
-        if own:
+        if own := [fault for fault in wanted if fault.site == site]:
             with stage(site, pace) as running:
                 for fault in own:
-                    outcome = asyncio.run(fault.play(running))
-                    print(row_of(fault, outcome), flush=True)
-                    played.append((fault, outcome))
-    return played
+                    yield fault, asyncio.run(fault.play(running))
+
+
+def _write(path: Path, head: Mapping[str, object], rows: list[dict[str, object]]) -> None:
+    """Rows that were not played now stay as they are: all of them together take longer than one may want to wait."""
+    former = json.loads(path.read_text())["faults"] if path.exists() else []
+    known = {(row["row"], row["name"]): row for row in [*former, *rows]}
+    order = {(fault.row, fault.name): index for index, fault in enumerate(FAULTS)}
+    kept = sorted((key for key in known if key in order), key=order.__getitem__)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**head, "faults": [known[key] for key in kept]}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -12,10 +12,15 @@ import json
 import math
 import random
 from array import array
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
+
+
+_MOST_MOVED_S = 60.0
+"""A resampled request is at most this far from where it was."""
 
 
 class TraceError(Exception):
@@ -52,14 +57,19 @@ class Trace:
         """As long and as dense as asked: the trace again and again, each request as often as the rate needs, at most a
         minute away from where it was. Same arguments, same trace."""
         draw = random.Random(seed)
-        copies = rate_per_s * self.span_s / len(self)
+        places = [
+            (lap * self.span_s + at_s, index)
+            for lap in range(math.ceil(span_s / self.span_s))
+            for index, at_s in enumerate(self.arrival_s)
+        ]
+        # The last lap is cut where the span ends, so what counts is the density of what is left, not of the trace.
+        num_places = bisect_left(places, (span_s, 0))
+        copies = rate_per_s * span_s / num_places
         rows = []
-        for lap in range(math.ceil(span_s / self.span_s)):
-            for index, at_s in enumerate(self.arrival_s):
-                for _ in range(int(copies + draw.random())):
-                    moved_s = lap * self.span_s + at_s + draw.uniform(-60.0, 60.0)
-                    if 0.0 <= moved_s < span_s:
-                        rows.append((moved_s, index))
+        for place_s, index in places[:num_places]:
+            for _ in range(int(copies + draw.random())):
+                moved_s = abs(place_s + draw.uniform(-_MOST_MOVED_S, _MOST_MOVED_S))
+                rows.append((moved_s if moved_s <= span_s else 2.0 * span_s - moved_s, index))
         rows.sort()
         return Trace(
             f"{self.name}*",

@@ -5,8 +5,12 @@ from argparse import Namespace
 
 def run(arguments: Namespace) -> int:
     """The benchmark's exit code."""
-    assert arguments.subject == "autoscale", "the command line knows no other"
     # Here and not above: nothing that serves requests may load what measures it (pyproject.toml, importlinter).
-    from benchmarks.simulator.__main__ import main
+    if arguments.subject == "calibrate":
+        from benchmarks.calibrate import main as calibrate
 
-    return main(arguments.rest)
+        return calibrate(arguments.rest)
+    assert arguments.subject == "autoscale", "the command line knows no other"
+    from benchmarks.simulator.__main__ import main as autoscale
+
+    return autoscale(arguments.rest)

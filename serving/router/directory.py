@@ -8,7 +8,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Container, Iterable
 
-from serving.protocol.frames import NO_WORK, Load, WorkDone
+from serving.protocol.frames import NO_WORK, Load, StepSpeed, WorkDone
 from serving.protocol.membership import ReplicaAddress
 from serving.router.link import ReplicaLink
 from serving.router.replica import Replica
@@ -17,6 +17,8 @@ logger = logging.getLogger("ballast.router")
 
 #: A replica whose load report is that old gets no new request; one that is silent for so long is lost.
 SILENT_S, LOST_S = 3.0, 15.0
+#: Steps after which a replica's own measure of what a step costs is better than its pool's.
+NUM_STEPS_TO_KNOW = 200.0
 
 
 class Directory:
@@ -34,6 +36,7 @@ class Directory:
         self._listener: Callable[[], None] = lambda: None
         self._is_announced = False
         self._work: dict[tuple[str, str], WorkDone] = {}
+        self._speeds: dict[tuple[str, str], StepSpeed] = {}
 
     def on_change(self, listener: Callable[[], None]) -> None:
         """Have ``listener`` called after membership, readiness or load has changed, once per turn of the event loop."""
@@ -79,6 +82,14 @@ class Directory:
         """What the engines of a pool have done while this gateway knew them; only grows."""
         return self._work.get((model, pool), NO_WORK)
 
+    def _with_known_speed(self, pool: tuple[str, str], load: Load) -> Load:
+        """A replica that has just started knows less of its speed than its pool's others have measured."""
+        if load["work"][0] >= NUM_STEPS_TO_KNOW:
+            self._speeds[pool] = load["speed"]
+        elif pool in self._speeds:
+            return {**load, "speed": self._speeds[pool]}
+        return load
+
     def _add_work(self, pool: tuple[str, str], done: WorkDone) -> None:
         steps, prefill, decode, kv, busy = (
             old + new for old, new in zip(self._work.get(pool, NO_WORK), done, strict=True)
@@ -91,13 +102,14 @@ class Directory:
         self._replicas.clear()
 
     def _connect(self, address: ReplicaAddress) -> Replica:
+        pool = (address.model, address.pool)
         link = ReplicaLink(address.address, address.replica, self._secret)
-        replica = Replica(address, link, (address.model, address.pool) in self._fallback_pools)
+        replica = Replica(address, link, pool in self._fallback_pools)
 
         def on_load(load: Load) -> None:
-            done = replica.on_load(load, asyncio.get_running_loop().time())
+            done = replica.on_load(self._with_known_speed(pool, load), asyncio.get_running_loop().time())
             if done is not None:
-                self._add_work((address.model, address.pool), done)
+                self._add_work(pool, done)
             self.announce()
 
         def on_change() -> None:

@@ -123,3 +123,21 @@ async def test_a_listener_is_called_once_per_turn(directory: Directory) -> None:
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert len(heard) == 1
+
+
+async def test_a_replica_that_has_just_started_is_as_fast_as_its_pool_was_found_to_be(
+    tmp_path: Path, directory: Directory
+) -> None:
+    seed, measured = (0.02, 0.001, 1e-6, 5e-4), (0.002, 0.0001, 1e-7, 5e-5)
+    async with fake_replica(tmp_path / "r0") as old, fake_replica(tmp_path / "r1") as young:
+        directory.update("demo", "cpu", [member(tmp_path, "r0"), member(tmp_path, "r1")])
+        first, second = await old.accepted("r0"), await young.accepted("r1")
+        known = {replica.name: replica for replica in directory.all()}
+        second.load(speed=seed, work=(3.0, 0.0, 3.0, 0.0, 0.1))
+        await until(lambda: known["r1"].load)
+        slow_s = known["r1"].tpot_s
+        first.load(speed=measured, work=(500.0, 0.0, 500.0, 0.0, 1.0))
+        await until(lambda: known["r0"].load)
+        second.load(speed=seed, work=(4.0, 0.0, 4.0, 0.0, 0.1))
+        await until(lambda: known["r1"].tpot_s < slow_s)
+        assert known["r1"].tpot_s == known["r0"].tpot_s
