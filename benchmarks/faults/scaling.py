@@ -12,6 +12,8 @@ from benchmarks.faults.stage import Stage, is_scripted, kill, names, only_cut
 from benchmarks.load.traffic import Driver, Due, Run
 
 SCALED_WITHIN_S = 40.0
+RATE_SHARE = 0.35
+"""Of the steady traffic's rate: answers are four times as long here, and one replica has to carry them."""
 LENGTHS_S = (1.0, 1.0, 1.0, 0.75 * GRACE_S, 1.5 * GRACE_S)
 """Answers by turns: short, nearly as long as a replica that stops has time, and longer: those are moved."""
 
@@ -19,7 +21,7 @@ LENGTHS_S = (1.0, 1.0, 1.0, 0.75 * GRACE_S, 1.5 * GRACE_S)
 async def scaled(stage: Stage) -> Outcome:
     """A pool goes from one replica to two and back, again and again, while streams run all the time."""
     driver, enough = stage.driver(SWING), asyncio.Event()
-    traffic = asyncio.create_task(_send_until(enough, driver, stage.pace.rate_per_s))
+    traffic = asyncio.create_task(_send_until(enough, driver, RATE_SHARE * stage.pace.rate_per_s))
     seen: set[str] = set()
     num_ups = 0
     await asyncio.sleep(stage.pace.before_s)

@@ -47,7 +47,7 @@ class Pace:
 
 
 BENCHMARK = Pace(before_s=6.0, after_s=20.0, rate_per_s=4.0, num_cycles=100, long_stream_s=60.0, overload_s=15.0)
-QUICK = Pace(before_s=2.0, after_s=6.0, rate_per_s=4.0, num_cycles=20, long_stream_s=12.0, overload_s=4.0)
+QUICK = Pace(before_s=2.0, after_s=6.0, rate_per_s=4.0, num_cycles=10, long_stream_s=12.0, overload_s=4.0)
 
 
 @dataclass

@@ -65,9 +65,7 @@ class SimReplica:
         "_clock",
         "_decode_order",
         "_kv_admitted_tokens",
-        "_kv_sent_tokens",
         "_model",
-        "_num_decoding",
         "_pending_tokens",
         "_run_start_s",
         "_run_steps",
@@ -116,9 +114,7 @@ class SimReplica:
         self._admitted: deque[SimRequest] = deque()
         self._decode_order: list[tuple[int, int, SimRequest]] = []
         self._clock = 0  # tokens that a sequence decoding since the start would have
-        self._num_decoding = 0
         self._kv_admitted_tokens = 0
-        self._kv_sent_tokens = 0
         self._pending_tokens = 0
         self._run_steps = 0
         self._run_start_s = 0.0
@@ -143,8 +139,7 @@ class SimReplica:
         self._waiting.append(request)
         self.num_running += 1
         self.num_free_slots -= 1
-        self._kv_sent_tokens += request.prompt_tokens + request.output_tokens
-        self.kv_free_tokens = self._model.kv_capacity_tokens - self._kv_sent_tokens
+        self.kv_free_tokens -= request.prompt_tokens + request.output_tokens
         self._pending_tokens += request.prompt_tokens
         self.backlog_s = self._pending_tokens / self.prefill_tokens_per_s
         if self.event_s == inf:
@@ -156,17 +151,19 @@ class SimReplica:
         """End the steps that end at ``event_s``, and begin the next."""
         now_s = self.event_s
         steps = self._run_steps
-        num_decoding = self._num_decoding
-        self._clock += steps
+        order = self._decode_order
+        num_decoding = len(order)
+        clock = self._clock = self._clock + steps
         self.busy_s += now_s - self._run_start_s
         self.num_steps += steps
-        self.decode_tokens += steps * num_decoding
-        self.kv_token_steps += steps * (self.kv_tokens + 0.5 * num_decoding * (steps - 1))
-        self.kv_tokens += steps * num_decoding
-        order = self._decode_order
-        while order and order[0][0] <= self._clock:
-            self._finish(heappop(order)[2], now_s)
-            self._num_decoding -= 1
+        if num_decoding:
+            self.decode_tokens += steps * num_decoding
+            self.kv_token_steps += steps * (self.kv_tokens + 0.5 * num_decoding * (steps - 1))
+            self.kv_tokens += steps * num_decoding
+            while order and order[0][0] <= clock:
+                self._finish(heappop(order)[2], now_s)
+        else:
+            self.kv_token_steps += steps * self.kv_tokens
         chunk_tokens = self._chunk_tokens
         if chunk_tokens:
             self.prefill_tokens += chunk_tokens
@@ -185,8 +182,7 @@ class SimReplica:
                     request.first_s = now_s
                 self.kv_tokens += 1
                 if request.output_tokens > 1:
-                    heappush(order, (self._clock + request.output_tokens - 1, request.index, request))
-                    self._num_decoding += 1
+                    heappush(order, (clock + request.output_tokens - 1, request.index, request))
                 else:
                     self._finish(request, now_s)
         self._begin(now_s)
@@ -213,7 +209,7 @@ class SimReplica:
         tokens = request.prompt_tokens + request.output_tokens
         self.kv_tokens -= tokens
         self._kv_admitted_tokens -= tokens
-        self._kv_sent_tokens -= tokens
+        self.kv_free_tokens += tokens
         self.num_running -= 1
         self.num_free_slots += 1
         self.on_finish(request)
@@ -223,7 +219,7 @@ class SimReplica:
         model = self._model
         waiting = self._waiting
         admitted = self._admitted
-        num_decoding = self._num_decoding
+        num_decoding = len(self._decode_order)
         while waiting:
             num_active = len(admitted) + num_decoding
             tokens = waiting[0].prompt_tokens + waiting[0].output_tokens
@@ -236,8 +232,8 @@ class SimReplica:
         self._run_start_s = now_s
         kv_tokens = self.kv_tokens
         base_s = model.c0_s + model.c1_s_per_sequence * num_decoding + model.ckv_s_per_token * kv_tokens
+        budget_tokens = model.max_num_batched_tokens - num_decoding
         if admitted:
-            budget_tokens = model.max_num_batched_tokens - num_decoding
             chunk_tokens = 0
             for request in admitted:
                 chunk_tokens += request.remaining_tokens
@@ -257,16 +253,14 @@ class SimReplica:
             self._chunk_tokens = 0
             self._run_steps = 0
             self.event_s = inf
-        budget_tokens = model.max_num_batched_tokens - num_decoding
         self.prefill_tokens_per_s = budget_tokens / (base_s + model.cp_s_per_token * budget_tokens)
         self.backlog_s = self._pending_tokens / self.prefill_tokens_per_s
         self.tpot_s = base_s + model.c1_s_per_sequence
-        self.kv_free_tokens = model.kv_capacity_tokens - self._kv_sent_tokens
 
     def _cut_run(self, now_s: float) -> None:
         """A request came in the middle of a run of steps: the run ends with the step under way."""
         model = self._model
-        num_decoding = self._num_decoding
+        num_decoding = len(self._decode_order)
         base_s = model.step_s(num_decoding, self.kv_tokens)
         half_s = 0.5 * model.ckv_s_per_token * num_decoding
         elapsed_s = now_s - self._run_start_s

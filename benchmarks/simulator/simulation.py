@@ -15,7 +15,7 @@ import time
 from array import array
 from collections import deque
 from dataclasses import dataclass
-from heapq import heappop, heappush
+from heapq import heappop, heappush, heapreplace
 from math import inf
 
 from benchmarks.simulator.fleet import Policy, PoolView, View
@@ -25,6 +25,7 @@ from benchmarks.simulator.scenario import Pool, Scenario
 from benchmarks.simulator.trace import Trace
 from serving.router.choice import Hold, Rules, choose
 
+_WAIT = Hold.WAIT
 _AFTER_S = 900.0
 """How long what is in flight at the end may take."""
 _SCAN = 16
@@ -103,7 +104,7 @@ class _Simulation:
         self._mean_output_tokens = 100.0
         fallbacks = [pool.fallback for pool in scenario.pools if pool.fallback]
         self._fallback_prompt_tokens = max((fallback.max_prompt_tokens for fallback in fallbacks), default=0)
-        self._tpot_slo_s = scenario.slo.tpot_s
+        self._ttft_slo_s, self._tpot_slo_s = scenario.slo.ttft_s, scenario.slo.tpot_s
 
     # ------------------------------------------------------------------------------------------------------ the run
 
@@ -116,18 +117,17 @@ class _Simulation:
         num_requests = len(arrivals)
         end_s = self._trace.span_s
         interval_s = self._scenario.decision_interval_s
-        heap, starts = self._heap, self._starts
+        last_s = end_s + _AFTER_S
+        starts = self._starts
         tick_s, arrival_s, next_index = 0.0, arrivals[0], 0
         while True:
-            event_s = heap[0][0] if heap else inf
             start_s = starts[0][0] if starts else inf
-            now_s = min(arrival_s, event_s, start_s, tick_s)
-            if now_s == inf or now_s > end_s + _AFTER_S:
+            now_s = min(arrival_s, start_s, tick_s)
+            self._fire_until(min(now_s, last_s))
+            if now_s > last_s:
                 break
             self._now_s = now_s
-            if now_s == event_s:
-                self._fire()
-            elif now_s == arrival_s:
+            if now_s == arrival_s:
                 self._arrive(next_index)
                 next_index += 1
                 arrival_s = arrivals[next_index] if next_index < num_requests else inf
@@ -141,28 +141,33 @@ class _Simulation:
                 tick_s = inf
         return self._outcome(time.perf_counter() - began_s)
 
-    def _fire(self) -> None:
-        """The next replica's steps end."""
-        event_s, _, replica = heappop(self._heap)
-        if replica.event_s != event_s:
-            return  # a request came in between and made its event earlier
-        replica.fire()
-        if replica.event_s < inf:
-            self._sequence += 1
-            heappush(self._heap, (replica.event_s, self._sequence, replica))
-        elif replica.is_draining:
-            self._remove(replica, drained=True)
-        if self._queue or self._late:
-            self._pump()
+    def _fire_until(self, until_s: float) -> None:
+        """All steps of replicas that end by then."""
+        heap = self._heap
+        while heap and heap[0][0] <= until_s:
+            event_s, _, replica = heap[0]
+            if replica.event_s != event_s:
+                heappop(heap)
+                continue  # a request came in between and made its event earlier
+            self._now_s = event_s
+            replica.fire()
+            if replica.event_s < inf:
+                self._sequence += 1
+                heapreplace(heap, (replica.event_s, self._sequence, replica))
+            else:
+                heappop(heap)
+                if replica.is_draining:
+                    self._remove(replica, drained=True)
+            if self._queue or self._late:
+                self._pump()
 
     def _arrive(self, index: int) -> None:
         """The next request comes in."""
         trace = self._trace
-        request = SimRequest(
-            index, self._now_s, trace.prompt_tokens[index], trace.output_tokens[index], self._scenario.slo.ttft_s
-        )
+        prompt_tokens = trace.prompt_tokens[index]
+        request = SimRequest(index, self._now_s, prompt_tokens, trace.output_tokens[index], self._ttft_slo_s)
         request.expected_output_tokens = self._mean_output_tokens
-        request.allows_fallback = request.prompt_tokens <= self._fallback_prompt_tokens
+        request.allows_fallback = prompt_tokens <= self._fallback_prompt_tokens
         self._arrived.append(request)
         if not self._queue or not self._has_primary:
             self._queue.append(request)
@@ -191,15 +196,15 @@ class _Simulation:
         queue = self._queue
         while queue:
             found = self._send(queue[0])
-            if found is Hold.WAIT:
+            if found is _WAIT:
                 if not self._has_primary and self._open:
                     self._scan()
                 return
             request = queue.popleft()
-            if isinstance(found, Hold):
+            if found is not None:
                 self._give_up(request, found)
         late = self._late
-        while late and self._send(late[0]) is not Hold.WAIT:
+        while late and self._send(late[0]) is not _WAIT:
             late.popleft()
 
     def _scan(self) -> None:

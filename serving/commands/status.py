@@ -14,6 +14,7 @@ from rich.table import Table
 from serving.commands.console import console
 from serving.commands.settings import load_settings
 from serving.config import Config
+from serving.config.pool import Pool
 from serving.lifecycle.record import ServerRecord, running_server
 from serving.protocol.board import STALE_S
 
@@ -110,8 +111,19 @@ def _replicas(config: Config, status: Status) -> Table:
             for entry in found:
                 table.add_row(model.name, pool.name, *_cells(entry))
             if not found:
-                table.add_row(model.name, pool.name, "none", "starting" if pool.replicas.min else "idle")
+                table.add_row(model.name, pool.name, "none", _state_of_empty(status, model.name, pool))
     return table
+
+
+def _state_of_empty(status: Status, model: str, pool: Pool) -> str:
+    """Of a pool without a replica, by the autoscaler's word where it has spoken."""
+    fleet = status.get("fleet") or {"models": {}}
+    row = fleet["models"].get(model, {}).get("pools", {}).get(pool.name)
+    if row is None:
+        return "starting" if pool.replicas.min else "idle"
+    if not row["is_available"]:
+        return "not available"
+    return "starting" if row["num_starting"] else "idle"
 
 
 def _cells(entry: Mapping[str, Any]) -> tuple[str, ...]:
