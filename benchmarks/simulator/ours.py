@@ -82,7 +82,7 @@ def demand_of(view: View) -> Demand:
         prompt_tokens=prompt_tokens,
         prompts=tuple(prompts),
         num_finished=len(view.finished),
-        output_tokens=sum(request.output_tokens for request in view.finished),
+        output_tokens=sum([request.output_tokens for request in view.finished]),
         num_met=view.num_met,
         num_missed=view.num_missed,
         num_queued=view.num_queued,

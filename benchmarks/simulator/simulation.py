@@ -256,8 +256,7 @@ class _Simulation:
         self._finished.append(request)
         self._mean_output_tokens += 0.001 * (request.output_tokens - self._mean_output_tokens)
         self._pools[request.pool].num_served += 1
-        ttft_s = request.first_s - request.arrival_s
-        self._ttft_s.append(ttft_s)
+        self._ttft_s.append(request.first_s - request.arrival_s)
         is_tpot_met = True
         if request.output_tokens > 1:
             tpot_s = (request.finish_s - request.first_s) / (request.output_tokens - 1)
@@ -277,7 +276,8 @@ class _Simulation:
     # ----------------------------------------------------------------------------------------------------- the fleet
 
     def _tick(self, interval_s: float) -> None:
-        self._apply_outages()
+        if self._scenario.outages:
+            self._apply_outages()
         view = self._view(interval_s)
         began_s = time.perf_counter()
         targets = self._policy.targets(view)
@@ -307,16 +307,16 @@ class _Simulation:
         view = View(
             now_s=self._now_s,
             interval_s=interval_s,
-            pools=tuple(self._pool_view(pool) for pool in self._pools),
+            pools=tuple([self._pool_view(pool) for pool in self._pools]),
             arrived=self._arrived,
             finished=self._finished,
             num_met=self._num_met - self._met_before,
             num_missed=self._num_missed - self._missed_before,
             num_refused=self._num_refused - self._refused_before,
             num_queued=len(self._queue),
-            queued_prompt_tokens=sum(request.prompt_tokens for request in self._queue),
+            queued_prompt_tokens=sum([request.prompt_tokens for request in self._queue]),
             num_late=len(self._late),
-            late_prompt_tokens=sum(request.prompt_tokens for request in self._late),
+            late_prompt_tokens=sum([request.prompt_tokens for request in self._late]),
             oldest_late_s=self._now_s - self._late[0].arrival_s if self._late else 0.0,
         )
         self._met_before, self._missed_before = self._num_met, self._num_missed
@@ -342,7 +342,7 @@ class _Simulation:
         pool.new_cold_starts_s.clear()
         return PoolView(
             num_ready=len(pool.ready),
-            starting_since_s=tuple(replica.started_s for replica in pool.starting),
+            starting_since_s=tuple([replica.started_s for replica in pool.starting]),
             cold_starts_s=cold_starts_s,
             num_running=num_running,
             pending_prefill_tokens=pending_prefill_tokens,
@@ -437,8 +437,6 @@ class _Simulation:
         pool.busy_hours += replica.busy_s / 3600.0
 
     def _apply_outages(self) -> None:
-        if not self._scenario.outages:
-            return
         for index, pool in enumerate(self._pools):
             before = pool.max_replicas
             pool.max_replicas = min(

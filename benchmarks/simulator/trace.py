@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-
 _MOST_MOVED_S = 60.0
 """A resampled request is at most this far from where it was."""
 

@@ -20,7 +20,8 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from operator import add, mul
+from operator import mul
+from typing import NamedTuple
 
 from serving.autoscaler.types import NUM_PROMPT_BUCKETS, Demand
 
@@ -56,6 +57,7 @@ _SHARPNESS = 4.0
 _ERROR_SCALE = 50.0
 
 _FAST_S, _MIDDLE_S, _SLOW_S, _MIX_S, _HOUR_S, _DAY_S = 30.0, 120.0, 600.0, 1800.0, 3600.0, 86_400.0
+_WINDOWS_S = (_FAST_S, _MIDDLE_S, _SLOW_S, _MIX_S, _HOUR_S, _DAY_S)
 _TREND_DAMPING = 0.6
 _MIN_RATE_PER_S = 1e-6
 _UNKNOWN_OUTPUT_TOKENS = 100.0
@@ -176,8 +178,7 @@ class DemandMemory:
         return max(1.0, self.output.value) if self.output.weight > 0.0 else _UNKNOWN_OUTPUT_TOKENS
 
 
-@dataclass(frozen=True, slots=True)
-class Service:
+class Service(NamedTuple):
     """What of the primary pool shapes demand: how much of a mean request's work its prompt is, and how many seconds of
     work may wait there before a request misses its TTFT."""
 
@@ -185,8 +186,7 @@ class Service:
     slack_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Foresight:
+class Foresight(NamedTuple):
     """A way to foretell: what it says now, and what it was worth."""
 
     forecast_per_s: float
@@ -201,18 +201,18 @@ class Foresight:
             return 0.0
         lost, number = self.shadows.lost, self.shadows.num_arrived
         low, at_low = (RATIOS[above - 1], lost[above - 1]) if above else (0.0, number)
-        return min(1.0, (at_low + (lost[above] - at_low) * (ratio - low) / (RATIOS[above] - low)) / number)
+        share = (at_low + (lost[above] - at_low) * (ratio - low) / (RATIOS[above] - low)) / number
+        return share if share < 1.0 else 1.0
 
     def usd_per_request(self, usd_per_capacity: float, miss_usd: float, lead_s: float) -> float:
         """What serving by it costs at the best ratio, misses and starts included."""
         shadows = self.shadows
         held_usd = usd_per_capacity * (shadows.capacity + lead_s * shadows.climbed_per_s)
-        usd = map(add, map(held_usd.__mul__, RATIOS), map(miss_usd.__mul__, shadows.lost))
-        return float(min(usd)) / shadows.num_arrived
+        usd = [held_usd * ratio + miss_usd * lost for ratio, lost in zip(RATIOS, shadows.lost, strict=True)]
+        return min(usd) / shadows.num_arrived
 
 
-@dataclass(frozen=True, slots=True)
-class Outlook:
+class Outlook(NamedTuple):
     """What `decide` plans for."""
 
     nimble: Foresight
@@ -239,7 +239,7 @@ def learn(
     if dt_s < _MIN_INTERVAL_S:
         return memory
     number = demand.num_arrived
-    mix_fade = math.exp(-dt_s / _MIX_S)
+    fast_fade, middle_fade, slow_fade, mix_fade, hour_fade, day_fade = _fades(dt_s)
     prompt = memory.prompt.after(demand.prompt_tokens / dt_s, mix_fade)
     mix = memory.mix.after(number / dt_s, mix_fade)
     output, buckets, arrived = memory.output, memory.buckets, 0.0
@@ -253,11 +253,11 @@ def learn(
     rate_per_s = arrived / dt_s
     memory = DemandMemory(
         seen_s=memory.seen_s + dt_s,
-        fast=memory.fast.after(rate_per_s, math.exp(-dt_s / _FAST_S)),
-        middle=memory.middle.after(rate_per_s, math.exp(-dt_s / _MIDDLE_S)),
-        slow=memory.slow.after(rate_per_s, math.exp(-dt_s / _SLOW_S)),
-        hour=memory.hour.after(rate_per_s, math.exp(-dt_s / _HOUR_S)),
-        day=memory.day.after(number / dt_s, math.exp(-dt_s / _DAY_S)),
+        fast=memory.fast.after(rate_per_s, fast_fade),
+        middle=memory.middle.after(rate_per_s, middle_fade),
+        slow=memory.slow.after(rate_per_s, slow_fade),
+        hour=memory.hour.after(rate_per_s, hour_fade),
+        day=memory.day.after(number / dt_s, day_fade),
         prompt=prompt,
         mix=mix,
         output=output,
@@ -300,6 +300,12 @@ _NO_PROMPTS = (0,) * NUM_PROMPT_BUCKETS
 
 
 @functools.lru_cache(maxsize=64)
+def _fades(dt_s: float) -> tuple[float, ...]:
+    """What ``dt_s`` seconds leave of each of the means."""
+    return tuple(math.exp(-dt_s / window_s) for window_s in _WINDOWS_S)
+
+
+@functools.lru_cache(maxsize=64)
 def _probabilities(spread: tuple[float, ...]) -> tuple[tuple[float, float], ...]:
     total = sum(spread)
     return tuple((ratio, weight / total) for ratio, weight in zip(RATIOS, spread, strict=True))
@@ -311,19 +317,22 @@ def _fed(shadows: Shadows, arrived: float, dt_s: float, slack_s: float) -> Shado
     if foretold_per_s <= 0.0:
         return shadows
     work_s = arrived / foretold_per_s
-    backlogs_s, lost = [], []
-    for ratio, before_s, lost_before in zip(RATIOS, shadows.backlogs_s, shadows.lost, strict=True):
+    backlogs_s, lost = list(shadows.backlogs_s), list(shadows.lost)
+    for index, (ratio, before_s) in enumerate(zip(RATIOS, shadows.backlogs_s, strict=True)):
         backlog_s = before_s + work_s / ratio - dt_s
-        if backlog_s <= 0.0 >= before_s:
-            break  # a bigger fleet has no more waiting than a smaller one: nothing changes for the rest
-        too_much_s = max(0.0, backlog_s - slack_s)
-        backlogs_s.append(max(0.0, backlog_s - too_much_s))
-        lost.append(lost_before + too_much_s * ratio * foretold_per_s)
-    number = len(lost)
+        if backlog_s > slack_s:
+            too_much_s = backlog_s - slack_s
+            lost[index] += too_much_s * ratio * foretold_per_s
+            backlog_s -= too_much_s
+        elif backlog_s <= 0.0:
+            if before_s <= 0.0:
+                break  # a bigger fleet has no more waiting than a smaller one: nothing changes for the rest
+            backlog_s = 0.0
+        backlogs_s[index] = backlog_s
     return Shadows(
         foretold_per_s=foretold_per_s,
-        backlogs_s=(*backlogs_s, *shadows.backlogs_s[number:]),
-        lost=(*lost, *shadows.lost[number:]),
+        backlogs_s=tuple(backlogs_s),
+        lost=tuple(lost),
         num_arrived=shadows.num_arrived + arrived,
         capacity=shadows.capacity + foretold_per_s * dt_s,
         climbed_per_s=shadows.climbed_per_s,
@@ -375,14 +384,15 @@ def _predictors(memory: DemandMemory, lead_s: float) -> tuple[float, ...]:
     fast, middle, slow = memory.fast.value, memory.middle.value, memory.slow.value
     slope_per_s2 = (middle - slow) / (_SLOW_S - _MIDDLE_S)
     trend = middle + _TREND_DAMPING * slope_per_s2 * (lead_s + _MIDDLE_S)
-    return tuple(max(_MIN_RATE_PER_S, rate) for rate in (fast, middle, slow, min(trend, 2.0 * max(fast, middle))))
+    rates = (fast, middle, slow, min(trend, 2.0 * max(fast, middle)))
+    return tuple([rate if rate > _MIN_RATE_PER_S else _MIN_RATE_PER_S for rate in rates])
 
 
 def _combined(memory: DemandMemory, predictors: tuple[float, ...]) -> float:
     best = min(memory.errors)
     weights = [math.exp(-min(50.0, _SHARPNESS * _ERROR_SCALE * (error - best))) for error in memory.errors]
     return math.exp(
-        sum(weight * math.log(rate) for weight, rate in zip(weights, predictors, strict=True)) / sum(weights)
+        sum([weight * math.log(rate) for weight, rate in zip(weights, predictors, strict=True)]) / sum(weights)
     )
 
 

@@ -1,12 +1,10 @@
 """What the autoscaler remembers between decisions. JSON in and out, so that a decision log can be replayed."""
 
-import dataclasses
-import types
-import typing
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 from serving.autoscaler.demand import DemandMemory, Mean
+from serving.autoscaler.documents import from_document, to_document
 
 _UNKNOWN = Mean()
 _NOTHING_SEEN = DemandMemory()
@@ -50,29 +48,12 @@ class Memory:
 
 def to_dict(memory: Memory) -> dict[str, Any]:
     """A JSON object."""
-    return dataclasses.asdict(memory)
+    return to_document(memory)
 
 
 def from_dict(document: dict[str, Any]) -> Memory:
     """The memory that `to_dict` wrote. Raises ValueError: it is of another version or shape."""
     try:
-        return cast(Memory, _build(Memory, document))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"not an autoscaler's memory: {error!r}") from error
-
-
-def _build(kind: Any, value: Any) -> Any:
-    """``value``, from JSON, as the annotated type: a dataclass, a tuple or dict of such, or a plain value."""
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
-        if set(value) != set(hints):
-            raise KeyError(f"fields {sorted(set(value) ^ set(hints))} are unknown or missing")
-        return kind(**{name: _build(hints[name], value[name]) for name in hints})
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is tuple:
-        return tuple(_build(arguments[0], item) for item in value)
-    if origin is dict:
-        return {str(name): _build(arguments[1], item) for name, item in value.items()}
-    if origin is types.UnionType:
-        return value if value is None else _build(arguments[0], value)
-    return kind(value)
+        return from_document(Memory, document)
+    except ValueError as error:
+        raise ValueError(f"not an autoscaler's memory: {error.__cause__!r}") from error.__cause__

@@ -22,10 +22,21 @@ Inputs that are no numbers count as not known. The function never raises for wha
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 from serving.autoscaler.clean import clean_demand, clean_number, clean_price, clean_state
-from serving.autoscaler.demand import DemandMemory, Foresight, Outlook, Service, learn, mean_up_to, outlook, share_up_to
+from serving.autoscaler.demand import (
+    DemandMemory,
+    Foresight,
+    Mean,
+    Outlook,
+    Service,
+    learn,
+    mean_up_to,
+    outlook,
+    share_up_to,
+)
 from serving.autoscaler.memory import Memory, PoolMemory
 from serving.autoscaler.score import Market, MissPrice, PoolOffer, cheapest_fleet
 from serving.autoscaler.service_model import (
@@ -36,7 +47,8 @@ from serving.autoscaler.service_model import (
     spoilt_share,
 )
 from serving.autoscaler.tuning import Tuning
-from serving.autoscaler.types import Binding, Demand, Fleet, Plan, PoolSpec, PoolState, Prices, Reason, Spec
+from serving.autoscaler.types import Binding, Demand, Fleet, Plan, PoolSpec, PoolState, Prices, Reason, Spec, Work
+from serving.router.prediction import StepModel
 
 _MAX_GAP_S = 600.0
 """A longer time between two decisions says nothing of the rate inside it."""
@@ -49,15 +61,19 @@ _MIN_DRAIN_S = 30.0
 _FADE_OF_SIGHTING = 0.9
 """What is left of older cold starts and speeds after one more was seen."""
 _MIN_RATE_PER_S = 1e-4
+_NOT_THERE = PoolState(0)
+_NOTHING_SEEN = PoolMemory()
 
 
-@dataclass(frozen=True, slots=True)
-class _Pool:
+class _Pool(NamedTuple):
     """One pool with everything known of it."""
 
     spec: PoolSpec
     state: PoolState
     memory: PoolMemory
+    """Cold starts and failures taken in."""
+    speed: Mean
+    """Work taken in."""
     usd_per_hour: float
     cold_start_s: float
     """90th percentile."""
@@ -84,17 +100,14 @@ def decide(
     num_missed = memory.num_missed * fade + demand.num_missed
     num_requests = memory.num_requests * fade + demand.num_missed + demand.num_met
     spent = _budget_spent(num_requests, num_missed, seen.day_per_s, spec)
-    offers = tuple(_offer(pool, seen, spec) for pool in pools)
+    offers = tuple([_offer(pool, seen, spec) for pool in pools])
     miss = _miss_price(offers, seen, spent, spec)
     foresight = _foresight(offers, seen, miss.usd, lead_s)
     backlog_per_s = (demand.num_queued + demand.num_late) / max(lead_s, _MIN_DRAIN_S)
     market = Market(offers, seen, foresight, foresight.forecast_per_s + backlog_per_s, miss)
-    pessimist = market
-    if seen.present_per_s > foresight.forecast_per_s:
-        pessimist = Market(offers, seen, foresight, seen.present_per_s, miss)
     cheapest = _wanted(market, pools)
     wanted = _patient(market, cheapest, demand, spec.tuning)
-    held, bindings, pool_memories = _hold(pessimist, pools, wanted, known.seen_s, dt_s, spec.tuning)
+    held, bindings, pool_memories = _hold(market, pools, wanted, known.seen_s, dt_s, spec.tuning)
     targets, capped_by = _within_spend(market, held, _usd_per_hour_bound(offers, seen, spec))
     if capped_by:
         bindings = [capped_by if got < asked else was for got, asked, was in zip(targets, held, bindings, strict=True)]
@@ -117,15 +130,18 @@ def decide(
 
 def _look(spec: PoolSpec, fleet: Fleet, prices: Prices, memory: Memory, now_s: float, tuning: Tuning) -> _Pool:
     """One pool: cold starts and speeds taken in, failed starts noticed."""
-    state = clean_state(fleet.get(spec.name, PoolState(0)))
-    known = _sighted(memory.pools.get(spec.name, PoolMemory()), state, spec)
-    mean_s = known.cold_start.value if known.cold_start.weight > 0.0 else max(1.0, spec.cold_start_s)
-    deviation_s = (
-        math.sqrt(max(0.0, known.cold_start_square.value - mean_s * mean_s)) if known.cold_start.weight else 0.0
-    )
+    state = clean_state(fleet.get(spec.name, _NOT_THERE))
+    known = memory.pools.get(spec.name, _NOTHING_SEEN)
+    if state.cold_starts_s:
+        known = _sighted(known, state.cold_starts_s)
+    mean_s, deviation_s = max(1.0, spec.cold_start_s), 0.0
+    if known.cold_start.weight > 0.0:
+        mean_s = known.cold_start.value
+        deviation_s = math.sqrt(max(0.0, known.cold_start_square.value - mean_s * mean_s))
     cold_start_s = mean_s + _Z90 * max(deviation_s, 0.1 * mean_s)
-    timeout_s = max(tuning.min_pending_timeout_s, tuning.pending_timeout_cold_starts * cold_start_s)
-    known = _backed_off(known, state, now_s, timeout_s, tuning)
+    if state.cold_starts_s or state.starting_age_s or known.backed_off_until_s is not None:
+        timeout_s = max(tuning.min_pending_timeout_s, tuning.pending_timeout_cold_starts * cold_start_s)
+        known = _backed_off(known, state, now_s, timeout_s, tuning)
     is_off = known.backed_off_until_s is not None
     num_replicas = state.num_ready + len(state.starting_age_s)
     bound = min(spec.max_replicas, known.cap) if is_off else spec.max_replicas
@@ -133,6 +149,7 @@ def _look(spec: PoolSpec, fleet: Fleet, prices: Prices, memory: Memory, now_s: f
         spec=spec,
         state=state,
         memory=known,
+        speed=_speed(known.speed, state.work, spec.model),
         usd_per_hour=clean_price(prices, spec.name),
         cold_start_s=cold_start_s,
         current=known.cap if is_off else known.target if known.target >= 0 else num_replicas,
@@ -140,26 +157,28 @@ def _look(spec: PoolSpec, fleet: Fleet, prices: Prices, memory: Memory, now_s: f
     )
 
 
-def _sighted(memory: PoolMemory, state: PoolState, spec: PoolSpec) -> PoolMemory:
-    """Cold starts and speed as seen since the last decision."""
-    for cold_start_s in state.cold_starts_s:
+def _sighted(memory: PoolMemory, cold_starts_s: Sequence[float]) -> PoolMemory:
+    """Cold starts as seen since the last decision."""
+    for cold_start_s in cold_starts_s:
         memory = replace(
             memory,
             cold_start=memory.cold_start.after(cold_start_s, _FADE_OF_SIGHTING),
             cold_start_square=memory.cold_start_square.after(cold_start_s**2, _FADE_OF_SIGHTING),
         )
-    work = state.work
-    if work.busy_s > 1.0 and work.num_steps > 0:
-        model = spec.model
-        modelled_s = (
-            work.num_steps * model.c0_s
-            + work.decode_tokens * model.c1_s_per_sequence
-            + work.kv_token_steps * model.ckv_s_per_token
-            + work.prefill_tokens * model.cp_s_per_token
-        )
-        speed = min(4.0, max(0.25, modelled_s / work.busy_s))
-        memory = replace(memory, speed=memory.speed.after(speed, math.exp(-work.busy_s / 60.0)))
     return memory
+
+
+def _speed(known: Mean, work: Work, model: StepModel) -> Mean:
+    """Modelled over measured time, with the steps since the last decision."""
+    if work.busy_s <= 1.0 or work.num_steps <= 0:
+        return known
+    modelled_s = (
+        work.num_steps * model.c0_s
+        + work.decode_tokens * model.c1_s_per_sequence
+        + work.kv_token_steps * model.ckv_s_per_token
+        + work.prefill_tokens * model.cp_s_per_token
+    )
+    return known.after(min(4.0, max(0.25, modelled_s / work.busy_s)), math.exp(-work.busy_s / 60.0))
 
 
 def _backed_off(memory: PoolMemory, state: PoolState, now_s: float, timeout_s: float, tuning: Tuning) -> PoolMemory:
@@ -180,9 +199,9 @@ def _backed_off(memory: PoolMemory, state: PoolState, now_s: float, timeout_s: f
 
 def _service(known: DemandMemory, spec: Spec) -> Service:
     """How the first primary pool weighs prompts, and what may wait there."""
-    pool = next((pool for pool in spec.pools if not pool.fallback), None) or next(iter(spec.pools), None)
-    if pool is None:
+    if not spec.pools:
         return Service(1.0, spec.ttft_slo_s)
+    pool = next((pool for pool in spec.pools if not pool.fallback), spec.pools[0])
     prompt_tokens = known.prompt_tokens
     return Service(
         prompt_share=prompt_share(pool.model, prompt_tokens, known.output_tokens),
@@ -214,7 +233,7 @@ def _miss_price(offers: Sequence[PoolOffer], seen: Outlook, spent: float, spec: 
     more misses per replica than its mean load allows, a big one fewer.
     """
     tuning = spec.tuning
-    primary = [offer for offer in offers if not offer.is_fallback] or list(offers)
+    primary = [offer for offer in offers if not offer.is_fallback] or offers
     if not primary:
         return MissPrice(0.0, 0.0)
     cheapest = min(primary, key=lambda offer: offer.usd_per_s / offer.capacity_per_s)
@@ -244,7 +263,7 @@ _STEADIER = 0.85
 def _offer(pool: _Pool, seen: Outlook, spec: Spec) -> PoolOffer:
     """What one replica of the pool does for the present mix."""
     model, fallback = pool.spec.model, pool.spec.fallback
-    speed = pool.memory.speed.value if pool.memory.speed.weight > 0.0 else 1.0
+    speed = pool.speed.value if pool.speed.weight > 0.0 else 1.0
     prompt_tokens, share = seen.prompt_tokens, 1.0
     if fallback is not None:
         longest = min(
@@ -278,26 +297,25 @@ _FALLBACK_SHARE = 0.8
 
 def _wanted(market: Market, pools: Sequence[_Pool]) -> tuple[int, ...]:
     """The cheapest fleet, with a bridge while it starts."""
-    wanted = list(cheapest_fleet(market, [pool.current for pool in pools]))
-    ready = [min(number, pool.state.num_ready) for number, pool in zip(wanted, pools, strict=True)]
+    cheapest = cheapest_fleet(market, [pool.current for pool in pools])
+    awaited = [
+        pool
+        for number, pool in zip(cheapest, pools, strict=True)
+        if number > pool.state.num_ready and not pool.spec.fallback
+    ]
+    if not awaited:
+        return cheapest
+    wanted = list(cheapest)
+    ready = [min(number, pool.state.num_ready) for number, pool in zip(cheapest, pools, strict=True)]
     for index, pool in enumerate(pools):
         if not pool.spec.fallback:
             continue
         # Starting replicas of other pools are as good as none for as long as this pool's take to start.
-        is_awaited = any(
-            number > other.state.num_ready
-            and other.cold_start_s - max((*other.state.starting_age_s, 0.0)) > 2.0 * pool.cold_start_s
-            for number, other in zip(wanted, pools, strict=True)
-            if not other.spec.fallback
+        is_long = any(
+            other.cold_start_s - max((*other.state.starting_age_s, 0.0)) > _BRIDGE_COLD_STARTS * pool.cold_start_s
+            for other in awaited
         )
-        if is_awaited or (
-            any(
-                number > other.state.num_ready
-                for number, other in zip(wanted, pools, strict=True)
-                if not other.spec.fallback
-            )
-            and pool.current > wanted[index]
-        ):
+        if is_long or pool.current > wanted[index]:
             for number in range(wanted[index] + 1, market.offers[index].max_replicas + 1):
                 more = [*ready[:index], number, *ready[index + 1 :]]
                 less = [*ready[:index], number - 1, *ready[index + 1 :]]
@@ -319,7 +337,7 @@ def _patient(market: Market, wanted: tuple[int, ...], demand: Demand, tuning: Tu
 
 
 def _hold(
-    pessimist: Market,
+    market: Market,
     pools: Sequence[_Pool],
     wanted: Sequence[int],
     seen_s: float,
@@ -328,7 +346,8 @@ def _hold(
 ) -> tuple[list[int], list[Binding], list[PoolMemory]]:
     """Up at once; down late, and only to what still holds at the highest recent load."""
     targets = [max(number, pool.current) for number, pool in zip(wanted, pools, strict=True)]
-    bindings, memories = [], []
+    bindings: list[Binding] = []
+    memories: list[PoolMemory] = []
     for index, pool in enumerate(pools):
         number, current = wanted[index], min(pool.current, pool.max_replicas)
         regret, since_down_s = _regretted(pool, number > current, dt_s, tuning)
@@ -348,20 +367,25 @@ def _hold(
             elif unneeded_s < hold_s:
                 binding = Binding.HOLD
             else:
-                targets[index] = _still_enough(pessimist, pools, targets, index, least, tuning)
+                targets[index] = _still_enough(market.at_present(), pools, targets, index, least, tuning)
                 is_less = targets[index] < current
                 binding = Binding.SLO if is_less else Binding.HOLD
                 since_down_s = 0.0 if is_less else since_down_s
                 unneeded_s, least = 0.0, 0
         bindings.append(binding)
         memories.append(
-            replace(
-                pool.memory,
+            PoolMemory(
                 target=targets[index],
                 unneeded_s=unneeded_s,
                 wanted_since=least,
                 since_down_s=since_down_s,
                 regret=regret,
+                cold_start=pool.memory.cold_start,
+                cold_start_square=pool.memory.cold_start_square,
+                speed=pool.speed,
+                num_failures=pool.memory.num_failures,
+                backed_off_until_s=pool.memory.backed_off_until_s,
+                cap=pool.memory.cap,
             )
         )
     return targets, bindings, memories
@@ -425,7 +449,7 @@ def _within_spend(
     usd_per_hour, binding = bound
     fleet = list(targets)
     capped_by = None
-    while market.usd_per_s(fleet) * 3600.0 > usd_per_hour * (1.0 + 1e-9):
+    while usd_per_hour < math.inf and market.usd_per_s(fleet) * 3600.0 > usd_per_hour * (1.0 + 1e-9):
         options = [
             index
             for index, offer in enumerate(market.offers)
@@ -510,18 +534,20 @@ def _plan(
         targets={pool.spec.name: target for pool, target in zip(pools, targets, strict=True)},
         binding=min(bindings, key=_RANK.index, default=Binding.SLO),
         reasons=tuple(
-            Reason(
-                pool=pool.spec.name,
-                target=target,
-                binding=binding,
-                wanted=number,
-                capacity_per_s=offer.capacity_per_s,
-                cold_start_s=pool.cold_start_s,
-                backed_off_until_s=pool.memory.backed_off_until_s,
-            )
-            for pool, target, binding, number, offer in zip(
-                pools, targets, bindings, wanted, market.offers, strict=True
-            )
+            [
+                Reason(
+                    pool=pool.spec.name,
+                    target=target,
+                    binding=binding,
+                    wanted=number,
+                    capacity_per_s=offer.capacity_per_s,
+                    cold_start_s=pool.cold_start_s,
+                    backed_off_until_s=pool.memory.backed_off_until_s,
+                )
+                for pool, target, binding, number, offer in zip(
+                    pools, targets, bindings, wanted, market.offers, strict=True
+                )
+            ]
         ),
         forecast_per_s=market.rate_per_s,
         miss_usd=market.miss.usd,

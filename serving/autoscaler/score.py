@@ -1,8 +1,8 @@
 """What a fleet would cost: its price, and the misses it is expected to let happen at the shadow price of a miss."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from operator import mul
+from typing import NamedTuple
 
 from serving.autoscaler.demand import Foresight, Outlook, ceiling_per_s
 
@@ -15,8 +15,7 @@ _FULL = 0.5
 """Load of a fallback replica, in prefill time, beyond which it takes nothing more."""
 
 
-@dataclass(frozen=True, slots=True)
-class PoolOffer:
+class PoolOffer(NamedTuple):
     """One pool as the search sees it."""
 
     usd_per_s: float
@@ -40,8 +39,7 @@ class PoolOffer:
     is_fallback: bool
 
 
-@dataclass(frozen=True, slots=True)
-class MissPrice:
+class MissPrice(NamedTuple):
     """Shadow price of a missed request."""
 
     usd: float
@@ -65,10 +63,19 @@ class Market:
         self._ceiling_per_s = ceiling_per_s(seen, rate_per_s)
         self._prices = [offer.usd_per_s for offer in offers]
         self._capacities = [0.0 if offer.is_fallback else offer.capacity_per_s for offer in offers]
-        self._fallback = [(index, offer) for index, offer in enumerate(offers) if offer.is_fallback]
+        self._changes = [(offer.current, offer.start_usd_per_s, offer.stop_usd_per_s) for offer in offers]
+        self._fallback = [(index, _substitute(offer)) for index, offer in enumerate(offers) if offer.is_fallback]
         self._inevitable = foresight.share_lost(self._ceiling_per_s, rate_per_s)
         self._minutes: list[tuple[float, float]] = []
         self._scores: dict[tuple[int, ...], float] = {}
+        self._missed: dict[tuple[int, ...], float] = {}
+
+    def at_present(self) -> "Market":
+        """The same, for the present demand where that is more than was foretold."""
+        present_per_s = self._seen.present_per_s
+        if present_per_s <= self._foresight.forecast_per_s:
+            return self
+        return Market(self.offers, self._seen, self._foresight, present_per_s, self.miss)
 
     def usd_per_s(self, fleet: Sequence[int]) -> float:
         """What the replicas cost."""
@@ -82,17 +89,25 @@ class Market:
             return known_usd
         miss_usd = self.miss.usd if any(map(mul, fleet, self._capacities)) else self.miss.usd_without_primary
         usd = self.usd_per_s(fleet) + miss_usd * self.missed_per_s(fleet)
-        for number, offer in zip(fleet, self.offers, strict=True):
-            more = number - offer.current
-            if more:
-                usd += more * offer.start_usd_per_s if more > 0 else -more * offer.stop_usd_per_s
+        for number, (current, start_usd_per_s, stop_usd_per_s) in zip(fleet, self._changes, strict=True):
+            if number > current:
+                usd += (number - current) * start_usd_per_s
+            elif number < current:
+                usd += (current - number) * stop_usd_per_s
         self._scores[fleet] = usd
         return usd
 
     def missed_per_s(self, fleet: Sequence[int]) -> float:
         """Requests per second expected to miss."""
+        fleet = tuple(fleet)
+        known_per_s = self._missed.get(fleet)
+        if known_per_s is None:
+            known_per_s = self._missed[fleet] = self._missed_per_s(fleet)
+        return known_per_s
+
+    def _missed_per_s(self, fleet: tuple[int, ...]) -> float:
         capacity_per_s = float(sum(map(mul, fleet, self._capacities)))
-        substitutes = [(fleet[index], offer) for index, offer in self._fallback if fleet[index]]
+        substitutes = [(fleet[index], substitute) for index, substitute in self._fallback if fleet[index]]
         if capacity_per_s <= 0.0:
             if not substitutes:
                 return self.rate_per_s
@@ -125,18 +140,27 @@ class Market:
         return _LONGEST_FIRST * self.rate_per_s * (share - self._inevitable) / (1.0 - self._inevitable)
 
 
-def _left_over(lost_per_s: float, substitutes: Sequence[tuple[int, PoolOffer]]) -> float:
+_Substitute = tuple[float, float, float, float]
+"""What `_left_over` needs to know of a replica of a fallback pool, see `_substitute`."""
+
+
+def _substitute(offer: PoolOffer) -> _Substitute:
+    """(prefill_s, most requests per second that it takes, share, spoilt_share)"""
+    most_per_s = min(_FULL / offer.prefill_s, offer.capacity_per_s)
+    return offer.prefill_s, most_per_s, offer.share, offer.spoilt_share
+
+
+def _left_over(lost_per_s: float, substitutes: Sequence[tuple[int, _Substitute]]) -> float:
     """Of the requests that the primary pools lose, how many the fallback pools do not serve inside the SLO either.
 
     A prompt takes seconds there, so one that comes while another answer is being written may spoil that answer, and the
     more so the more of them there are. Where prompts are short, its answers bound it instead: its capacity.
     """
-    for number, offer in substitutes:
-        most_per_s = min(_FULL / offer.prefill_s, offer.capacity_per_s)  # of each replica
-        load = offer.prefill_s * min(most_per_s, lost_per_s * offer.share / number)
-        spoilt = load * (offer.spoilt_share + load)
-        if spoilt < 1.0:
-            lost_per_s -= load * number / offer.prefill_s * (1.0 - spoilt)
+    for number, (prefill_s, most_per_s, share, spoilt_share) in substitutes:
+        each_per_s = lost_per_s * share / number
+        load = prefill_s * (each_per_s if each_per_s < most_per_s else most_per_s)
+        spoilt = load * (spoilt_share + load)  # less than 1, as load is at most `_FULL`
+        lost_per_s -= load * number / prefill_s * (1.0 - spoilt)
     return lost_per_s
 
 
@@ -151,19 +175,19 @@ def cheapest_fleet(market: Market, start: Sequence[int]) -> tuple[int, ...]:
     """
     offers = market.offers
     fleet = tuple(
-        min(offer.max_replicas, max(offer.min_replicas, number)) for number, offer in zip(start, offers, strict=True)
+        [min(offer.max_replicas, max(offer.min_replicas, number)) for number, offer in zip(start, offers, strict=True)]
     )
+    least = [offer.min_replicas for offer in offers]
     alone = []
     for index, offer in enumerate(offers):
         # Every other pool at its least, this one as big as the demand asks.
         if offer.share > 0.0 and offer.max_replicas > 0:
-            seed = [other.min_replicas for other in offers]
             wanted = -(-market.rate_per_s // (0.9 * offer.capacity_per_s))
-            seed[index] = int(min(offer.max_replicas, max(1.0, wanted, offer.min_replicas)))
-            alone.append(tuple(seed))
+            number = int(min(offer.max_replicas, max(1.0, wanted, offer.min_replicas)))
+            alone.append((*least[:index], number, *least[index + 1 :]))
     alone.sort(key=market.score)
     best, best_usd = fleet, float("inf")
-    for begin in (fleet, *alone[:_NUM_SEEDS]):
+    for begin in dict.fromkeys((fleet, *alone[:_NUM_SEEDS])):
         found, found_usd = _descend(market, begin)
         if found_usd < best_usd:
             best, best_usd = found, found_usd
@@ -171,18 +195,26 @@ def cheapest_fleet(market: Market, start: Sequence[int]) -> tuple[int, ...]:
 
 
 def _descend(market: Market, start: tuple[int, ...]) -> tuple[tuple[int, ...], float]:
-    fleet, usd = start, market.score(start)
-    improved = True
-    while improved:
-        improved = False
-        for index, offer in enumerate(market.offers):
-            for step in (1, -1):
-                number = fleet[index] + step
-                while offer.min_replicas <= number <= offer.max_replicas:
-                    candidate = (*fleet[:index], number, *fleet[index + 1 :])
-                    candidate_usd = market.score(candidate)
-                    if candidate_usd >= usd:
-                        break
-                    fleet, usd, improved = candidate, candidate_usd, True
-                    number += step
+    """Change one pool after the other for as long as that helps, until none does."""
+    offers, score = market.offers, market.score
+    fleet, usd = start, score(start)
+    index = num_settled = 0
+    while num_settled < len(offers):
+        num_settled += 1
+        offer, before = offers[index], fleet[index]
+        for step in (1, -1):
+            number = fleet[index] + step
+            while offer.min_replicas <= number <= offer.max_replicas:
+                candidate = (*fleet[:index], number, *fleet[index + 1 :])
+                if step > 0 and market.usd_per_s(candidate) >= usd:
+                    break  # its price alone is too much
+                candidate_usd = score(candidate)
+                if candidate_usd >= usd:
+                    break
+                fleet, usd = candidate, candidate_usd
+                number += step
+            if fleet[index] != before:
+                num_settled = 1  # the others must be looked at again, with this one as it is now
+                break
+        index = (index + 1) % len(offers)
     return fleet, usd

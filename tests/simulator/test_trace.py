@@ -1,6 +1,7 @@
 """Every trace format is read as the same requests."""
 
 import gzip
+from array import array
 from collections.abc import Callable
 from pathlib import Path
 
@@ -59,8 +60,17 @@ def test_a_trace_is_resampled_to_any_span_and_rate_the_same_way_each_time(poisso
     trace = poisson(2.0, 1200.0)
     longer = trace.resampled(3600.0, 5.0, seed=1)
     assert longer.span_s == pytest.approx(3600.0, abs=10.0)
-    assert len(longer) == pytest.approx(18_000, rel=0.05)
+    assert len(longer) == pytest.approx(18_000, rel=0.01)
     assert sorted(longer.arrival_s) == list(longer.arrival_s)
     assert set(longer.prompt_tokens) <= set(trace.prompt_tokens)
     assert trace.resampled(3600.0, 5.0, seed=1) == longer
     assert len(trace.resampled(600.0, 0.5, seed=1)) == pytest.approx(300, rel=0.3)
+
+
+def test_the_rate_is_as_asked_where_the_last_lap_is_cut_before_the_traces_busy_end() -> None:
+    times_s = [*(float(at_s) for at_s in range(0, 3000, 10)), *(3000.0 + 0.25 * at for at in range(2401))]
+    trace = Trace("late rush", array("d", times_s), array("l", [9] * len(times_s)), array("l", [9] * len(times_s)))
+    for span_s in (2500.0, 6000.0, 20_000.0):
+        resampled = trace.resampled(span_s, 7.3, seed=1)
+        assert len(resampled) / span_s == pytest.approx(7.3, rel=0.01)
+        assert resampled.span_s <= span_s
