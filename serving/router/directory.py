@@ -17,7 +17,7 @@ logger = logging.getLogger("ballast.router")
 
 #: A replica whose load report is that old gets no new request; one that is silent for so long is lost.
 SILENT_S, LOST_S = 3.0, 15.0
-#: Steps after which a replica's own measure of what a step costs is better than its pool's.
+#: Steps after which a replica's own measure of what a step costs is good enough.
 NUM_STEPS_TO_KNOW = 200.0
 
 
@@ -36,7 +36,7 @@ class Directory:
         self._listener: Callable[[], None] = lambda: None
         self._is_announced = False
         self._work: dict[tuple[str, str], WorkDone] = {}
-        self._speeds: dict[tuple[str, str], StepSpeed] = {}
+        self._speeds: dict[tuple[str, str], tuple[float, StepSpeed]] = {}
 
     def on_change(self, listener: Callable[[], None]) -> None:
         """Have ``listener`` called after membership, readiness or load has changed, once per turn of the event loop."""
@@ -83,12 +83,14 @@ class Directory:
         return self._work.get((model, pool), NO_WORK)
 
     def _with_known_speed(self, pool: tuple[str, str], load: Load) -> Load:
-        """A replica that has just started knows less of its speed than its pool's others have measured."""
-        if load["work"][0] >= NUM_STEPS_TO_KNOW:
-            self._speeds[pool] = load["speed"]
-        elif pool in self._speeds:
-            return {**load, "speed": self._speeds[pool]}
-        return load
+        """A replica that has done little is as fast as the one of its pool that has measured most: with its seed alone
+        it would look slow, get no request, and never find out."""
+        num_steps = load["work"][0]
+        most_steps, speed = self._speeds.get(pool, (0.0, load["speed"]))
+        if num_steps >= min(most_steps, NUM_STEPS_TO_KNOW):
+            self._speeds[pool] = num_steps, load["speed"]
+            return load
+        return {**load, "speed": speed}
 
     def _add_work(self, pool: tuple[str, str], done: WorkDone) -> None:
         steps, prefill, decode, kv, busy = (

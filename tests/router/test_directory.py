@@ -136,7 +136,7 @@ async def test_a_replica_that_has_just_started_is_as_fast_as_its_pool_was_found_
         second.load(speed=seed, work=(3.0, 0.0, 3.0, 0.0, 0.1))
         await until(lambda: known["r1"].load)
         slow_s = known["r1"].tpot_s
-        first.load(speed=measured, work=(500.0, 0.0, 500.0, 0.0, 1.0))
+        first.load(speed=measured, work=(5.0, 0.0, 5.0, 0.0, 0.1))
         await until(lambda: known["r0"].load)
         second.load(speed=seed, work=(4.0, 0.0, 4.0, 0.0, 0.1))
         await until(lambda: known["r1"].tpot_s < slow_s)
