@@ -40,6 +40,7 @@ class Gateway:
         authenticator: Authenticator,
         clock: Clock,
         log: RequestLog,
+        usd_per_token: metering.Price = metering.no_price,
     ) -> None:
         self._limits = limits
         self._catalog = catalog
@@ -47,6 +48,7 @@ class Gateway:
         self._authenticator = authenticator
         self._clock = clock
         self._log = log
+        self._usd_per_token = usd_per_token
         self.is_ready = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -66,7 +68,7 @@ class Gateway:
             await _refuse(exchange, InternalError(INTERNAL_ERROR), scope["path"], send)
         finally:
             metrics.IN_FLIGHT.dec()
-            metering.record(exchange, time.monotonic(), self._log)
+            metering.record(exchange, time.monotonic(), self._log, self._usd_per_token)
 
     async def _serve(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
         headers: Headers = scope["headers"]

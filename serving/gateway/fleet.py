@@ -41,6 +41,14 @@ class FleetBoard:
         """Seconds until a replica of ``model`` could be ready; None: none can start; NaN: nobody knows."""
         return self._board.coming_s(model, time.time()) if self._board is not None else math.nan
 
+    def usd_per_token(self, model: str, pool: str) -> float | None:
+        """What a token of this pool costs by use; None: not known yet."""
+        found = self._board.models.get(model) if self._board is not None else None
+        row = found.pools.get(pool) if found is not None else None
+        if row is None or row.usage_usd_per_million_tokens is None:
+            return None
+        return row.usage_usd_per_million_tokens / 1e6
+
     def as_status(self) -> dict[str, object] | None:
         """For /admin/status."""
         if self._board is None:

@@ -92,6 +92,7 @@ class GatewayIngress:
             self._authenticator,
             self._clock,
             RequestLog(config.server.log_path),
+            self._fleet.usd_per_token,
         )
         EdgeMiddleware.gateway = self._gateway
         self._local_socket = LocalSocket.beside_haproxy(

@@ -1,11 +1,20 @@
 """The end of every request: its metrics and its one log line."""
 
+from collections.abc import Callable
+
 from serving.gateway.exchange import Exchange
 from serving.telemetry import metrics
 from serving.telemetry.logs import RequestLog
 
+Price = Callable[[str, str], float | None]
+"""US dollars per token of a (model, pool), by use; None: not known yet."""
 
-def record(exchange: Exchange, now_s: float, log: RequestLog) -> None:
+
+def no_price(_model: str, _pool: str) -> None:
+    """Where no autoscaler tells."""
+
+
+def record(exchange: Exchange, now_s: float, log: RequestLog, usd_per_token: Price = no_price) -> None:
     """Count a finished request and log it. Never raises for anything a client can cause."""
     model, pool = exchange.model, exchange.pool
     metrics.REQUESTS.labels(model, pool, exchange.route, exchange.code).inc()
@@ -22,7 +31,7 @@ def record(exchange: Exchange, now_s: float, log: RequestLog) -> None:
             metrics.E2E.labels(model, pool).observe(now_s - exchange.arrived_s)
         if exchange.is_stream:
             exchange.gaps.flush(model, pool)
-    log.write(_line(exchange, now_s))
+    log.write(_line(exchange, now_s) | {"usd": _usd(exchange, usd_per_token)})
 
 
 def _line(exchange: Exchange, now_s: float) -> dict[str, object]:
@@ -44,6 +53,13 @@ def _line(exchange: Exchange, now_s: float) -> dict[str, object]:
         "duration_ms": _ms(now_s, exchange.arrived_s),
         **exchange.usage,
     }
+
+
+def _usd(exchange: Exchange, usd_per_token: Price) -> float | None:
+    """What the request's tokens have cost at its pool's measured throughput."""
+    price = usd_per_token(exchange.model, exchange.pool) if exchange.pool else None
+    usage = exchange.usage
+    return None if price is None else round(price * (usage["prompt_tokens"] + usage["output_tokens"]), 9)
 
 
 def _tokens(exchange: Exchange) -> list[tuple[str, int]]:

@@ -43,6 +43,15 @@ async def test_it_knows_when_a_replica_is_expected() -> None:
     assert math.isnan(known.coming_s("other") or 0.0)
 
 
+async def test_it_knows_what_a_token_costs() -> None:
+    known = await looked(board)
+    for pool, row in (("gpu", STARTING), ("cpu", IDLE)):
+        usd = row.usage_usd_per_million_tokens
+        assert known.usd_per_token("fleet-demo", pool) == (None if usd is None else usd / 1e6)
+    assert known.usd_per_token("fleet-demo", "other") is known.usd_per_token("other", "gpu") is None
+    assert FleetBoard(board).usd_per_token("fleet-demo", "gpu") is None
+
+
 async def test_before_anything_was_read_nobody_knows() -> None:
     for known in (FleetBoard(board), await looked(lambda: None)):
         assert math.isnan(known.coming_s("fleet-demo") or 0.0)
