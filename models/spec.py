@@ -61,6 +61,8 @@ def read_spec(folder: Path) -> ModelSpec:
         raise ModelFolderError(f"{folder} has no tokenizer (one of {', '.join(_TOKENIZER_FILES)})")
     num_layers = _number(text, "num_hidden_layers", "n_layer", "num_layers")
     tensors = [tensor for path in _weight_files(folder) for tensor in _read_tensors(path)]
+    if not tensors:
+        raise ModelFolderError(f"the weights in {folder} hold no tensor")
     floats = [tensor for tensor in tensors if tensor.is_float]
     architectures = config.get("architectures")
     dtype = text.get("dtype") or text.get("torch_dtype") or config.get("dtype") or config.get("torch_dtype")

@@ -57,6 +57,10 @@ class Unavailable(Exception):
     """The job was not done, and not for its own fault: no server, too many jobs, or a machine that is too busy."""
 
 
+class _NotTaken(Exception):
+    """The server has ended before it took the job: the next one may have it."""
+
+
 class Sandbox:
     """The replica's end.
 
@@ -89,10 +93,12 @@ class Sandbox:
             raise Unavailable("too many jobs wait already")
         self._num_jobs += 1
         try:
-            async with asyncio.timeout(START_PATIENCE_S):
-                await self._is_ready.wait()
-            async with self._slots:
-                return await self._run(job)
+            while True:
+                async with asyncio.timeout(START_PATIENCE_S):
+                    await self._is_ready.wait()
+                async with self._slots:
+                    with contextlib.suppress(_NotTaken):
+                        return await self._run(job)
         except TimeoutError:
             raise Unavailable("the server is not ready, or does not answer") from None
         finally:
@@ -130,10 +136,11 @@ class Sandbox:
     def _hand_over(self, connection: socket.socket) -> None:
         try:
             if self._server is None:
-                raise Unavailable("the server ended")
+                raise _NotTaken
             socket.send_fds(self._server.control, [b"\0"], [connection.fileno()])
         except OSError as error:
-            raise Unavailable("the server ended") from error
+            self._is_ready.clear()  # it has ended, and its keeper has not noticed yet
+            raise _NotTaken from error
 
     async def _keep(self) -> None:
         while True:
