@@ -15,110 +15,20 @@ import asyncio
 import math
 import random
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import islice, zip_longest
+from collections.abc import Callable, Iterator
+from itertools import islice
 
 from serving.errors import EngineUnavailable, Overloaded, RateLimited
 from serving.router.choice import Hold, Rules, choose
 from serving.router.replica import Replica
+from serving.router.waiting import FairQueue, Waiting
 
 MIN_RETRY_AFTER_S, MAX_RETRY_AFTER_S = 1.0, 60.0
 _NONE_COMING_S = 10.0
 _JITTER = 0.25
-_OUTPUT_WEIGHT = 2.0
-"""What an output token counts against a prompt token in a tenant's account (Sheng et al., and most price lists)."""
 _RATE_S = 10.0
 """The drain rate is a mean over about this long."""
 _NUM_SCANNED = 16
-
-
-@dataclass(slots=True, eq=False)
-class Waiting:
-    """One request. The first attributes are what `choice.choose` asks for."""
-
-    prompt_tokens: int
-    expected_output_tokens: float
-    deadline_s: float
-    is_batch: bool
-    allows_fallback: bool
-    tenant: str
-    replicas: Callable[[], Sequence[Replica]]
-    """Those that may serve it, now."""
-    send: Callable[[Replica], None]
-    """Called once, with the replica of choice."""
-    home: str | None = None
-    cached_tokens: int = 0
-    is_late: bool = False
-    on_late: Callable[[], None] = lambda: None
-    arrived_s: float = field(default_factory=time.monotonic)
-    """In the line: its time there is bounded."""
-    done: asyncio.Future[None] | None = None
-
-    @property
-    def tokens(self) -> float:
-        return self.prompt_tokens + _OUTPUT_WEIGHT * self.expected_output_tokens
-
-
-class _Class:
-    """The requests of one class that wait, by tenant, each tenant's in order of deadline."""
-
-    def __init__(self, accounts: dict[str, float]) -> None:
-        self._accounts = accounts
-        self._tenants: dict[str, deque[Waiting]] = {}
-        self.num_waiting = 0
-        self.prompt_tokens = 0
-
-    def add(self, waiting: Waiting) -> None:
-        own = self._tenants.setdefault(waiting.tenant, deque())
-        self.num_waiting += 1
-        self.prompt_tokens += waiting.prompt_tokens
-        if not own or own[-1].deadline_s <= waiting.deadline_s:
-            own.append(waiting)
-            return
-        place = next(index for index, other in enumerate(own) if other.deadline_s > waiting.deadline_s)
-        own.insert(place, waiting)
-
-    def first(self) -> Waiting | None:
-        if not self._tenants:
-            return None
-        if len(self._tenants) == 1:
-            return next(iter(self._tenants.values()))[0]
-        return self._tenants[min(self._tenants, key=self._standing)][0]
-
-    def _standing(self, tenant: str) -> tuple[float, int]:
-        """The least comes first. Who comes back is level with the least of those that wait, and before its flood."""
-        return self._accounts.get(tenant, 0.0), len(self._tenants[tenant])
-
-    def front(self) -> Iterator[Waiting]:
-        """The first of each tenant, then the second of each, and so on."""
-        rows = zip_longest(*self._tenants.values())
-        return (waiting for row in rows for waiting in row if waiting is not None)
-
-    def remove(self, waiting: Waiting) -> None:
-        """It need not be there."""
-        own = self._tenants.get(waiting.tenant)
-        if own is None or waiting not in own:
-            return
-        own.remove(waiting)
-        self.num_waiting -= 1
-        self.prompt_tokens -= waiting.prompt_tokens
-        if not own:
-            del self._tenants[waiting.tenant]
-
-    def last(self, tenant: str) -> Waiting:
-        return self._tenants[tenant][-1]
-
-    def num_of(self, tenant: str) -> int:
-        return len(self._tenants.get(tenant, ()))
-
-    @property
-    def tenants(self) -> Iterator[str]:
-        return iter(self._tenants)
-
-    def __iter__(self) -> Iterator[Waiting]:
-        return (waiting for own in self._tenants.values() for waiting in own)
 
 
 class Line:
@@ -147,7 +57,7 @@ class Line:
         self._rng = rng or random.Random()
         self._clock = clock
         self._accounts: dict[str, float] = {}
-        self._in_time, self._late, self._batch = self._classes = tuple(_Class(self._accounts) for _ in range(3))
+        self._in_time, self._late, self._batch = self._classes = tuple(FairQueue(self._accounts) for _ in range(3))
         self._sent_per_s = 0.0
         self._sent_at_s = clock()
 
@@ -160,8 +70,8 @@ class Line:
         return iter(self._late)
 
     @property
-    def num_in_time(self) -> int:
-        return self._in_time.num_waiting
+    def num_late(self) -> int:
+        return self._late.num_waiting
 
     def passes(self, waiting: Waiting) -> bool:
         """Send ``waiting`` at once if nobody is before it and a replica is open to it; False: it has to ``wait``.
@@ -313,7 +223,7 @@ class Line:
         place = self._classes.index(self._class_of(waiting))
         return any(each.num_waiting for each in self._classes[: place + 1])
 
-    def _class_of(self, waiting: Waiting) -> _Class:
+    def _class_of(self, waiting: Waiting) -> FairQueue:
         if waiting.is_late:
             return self._late
         return self._batch if waiting.is_batch else self._in_time
@@ -334,7 +244,7 @@ class Line:
         self._send(waiting, found)
         return True
 
-    def _try(self, waiting: Waiting, each: _Class) -> bool:
+    def _try(self, waiting: Waiting, each: FairQueue) -> bool:
         """Whether the first of ``each`` has left it."""
         found = self._choose(waiting)
         if found is Hold.WAIT:

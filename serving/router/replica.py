@@ -63,9 +63,7 @@ class Replica:
         """
         before = self.load["work"] if self.load is not None else None
         self.load, self.load_at_s, self.is_silent = load, now_s, False
-        self._speed = StepModel(
-            *load["speed"], load["max_num_batched_tokens"], load["max_num_seqs"], load["kv_capacity_tokens"]
-        )
+        self._speed = StepModel.of(load)
         self._others_streams = max(0, load["streams"] - self.link.num_streams)
         self._others_pending_tokens = max(0, load["pending_prompt_tokens"] - self._own_pending_tokens)
         self._kv_used_tokens = load["kv_cache_usage"] * load["kv_capacity_tokens"]
