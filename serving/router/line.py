@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 
 from serving.errors import EngineUnavailable, Overloaded, RateLimited
-from serving.router.choice import Hold, Rules, choose
+from serving.router.choice import Hold, Rules, ahead_s, choose
 from serving.router.replica import Replica
 from serving.router.waiting import FairQueue, Waiting
 
@@ -261,12 +261,13 @@ class Line:
 
     def _jumps(self, waiting: Waiting) -> bool:
         """Whether a fallback replica serves it at once, though others wait for a primary one."""
-        ready = [replica for replica in waiting.replicas() if replica.is_ready]
-        if not waiting.allows_fallback or not any(replica.is_fallback for replica in ready):
+        replicas = waiting.replicas()
+        if not waiting.allows_fallback or not any(replica.is_fallback and replica.is_ready for replica in replicas):
             return False
-        speed_tokens_per_s = sum(replica.prefill_tokens_per_s for replica in ready if not replica.is_fallback)
-        ahead_s = self._in_time.prompt_tokens / speed_tokens_per_s if speed_tokens_per_s else math.inf
-        found = self._choose(waiting, ahead_s)
+        line = self._in_time
+        found = self._choose(
+            waiting, ahead_s(line.prompt_tokens, line.num_waiting, waiting.expected_output_tokens, replicas)
+        )
         if isinstance(found, Hold) or not found.is_fallback:
             return False
         self._send(waiting, found)
