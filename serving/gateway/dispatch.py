@@ -154,6 +154,7 @@ class Dispatch:
     def finish(self, error: Exception | None, now_s: float) -> None:
         """The request is over, and ``exchange.usage`` says what it has cost."""
         exchange, demand = self._exchange, self._routes.demand
+        self._routes.line.end(self._waiting)
         usage = exchange.usage
         if self._replica is not None:
             self._replica.refresh()

@@ -16,6 +16,7 @@ from serving.router.demand import DemandMeter
 from serving.router.directory import Directory
 from serving.router.failover import Quarantine, RetryBudget
 from serving.router.line import Line
+from serving.router.reserve import Reserve
 from serving.telemetry import metrics
 
 MAX_DEATHS = 2
@@ -50,6 +51,7 @@ class Dispatcher:
         self.limits = limits = config.limits
         self.budget = RetryBudget(limits.retry_budget_ratio, limits.retry_budget_floor)
         self.quarantine = SharedQuarantine(Quarantine(MAX_DEATHS, limits.quarantine_s), deaths_path)
+        self._num_gateways = config.server.gateways
         self.routes = {model.name: self._routes(model, coming) for model in config.models}
         directory.on_change(self.pump)
 
@@ -116,6 +118,7 @@ class Dispatcher:
             limits.max_queued_requests,
             limits.queue_timeout_s,
             lambda: coming(model.name),
+            Reserve(self._num_gateways),
         )
         fallbacks = {pool.name: pool.fallback for pool in model.pools if pool.fallback is not None}
         return ModelRoutes(model, line, DemandMeter(), Affinity(), fallbacks)

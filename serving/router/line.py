@@ -7,6 +7,7 @@ choice of replica open until the last moment, and lets requests overtake each ot
 - Among tenants, the one that was served least comes first (virtual token counters: Sheng et al., "Fairness in Serving
   Large Language Models", OSDI '24). A tenant that comes back after a pause starts level with those that wait.
 - Of one tenant's requests, the one with the earliest deadline.
+- A flood leaves some slots free for the others (`Reserve`).
 
 The line is bounded, and so is a request's time in it. Where it is full, the tenant with most in it gives way.
 """
@@ -21,6 +22,7 @@ from itertools import islice
 from serving.errors import EngineUnavailable, Overloaded, RateLimited
 from serving.router.choice import Hold, Rules, ahead_s, choose
 from serving.router.replica import Replica
+from serving.router.reserve import Reserve
 from serving.router.waiting import FairQueue, Waiting
 
 MIN_RETRY_AFTER_S, MAX_RETRY_AFTER_S = 1.0, 60.0
@@ -39,6 +41,7 @@ class Line:
         max_waiting: bound on the line.
         timeout_s: how long a request may wait.
         coming_s: seconds until a replica could be ready; None: none can start; NaN: nobody knows.
+        reserve: what a flood leaves to others.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class Line:
         max_waiting: int,
         timeout_s: float,
         coming_s: Callable[[], float | None] = lambda: math.nan,
+        reserve: Reserve | None = None,
         rng: random.Random | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -54,6 +58,7 @@ class Line:
         self._max_waiting = max_waiting
         self._timeout_s = timeout_s
         self._coming_s = coming_s
+        self._reserve = reserve or Reserve()
         self._rng = rng or random.Random()
         self._clock = clock
         self._accounts: dict[str, float] = {}
@@ -78,8 +83,9 @@ class Line:
 
         Raises Overloaded, where what would be late is refused, and what ``waiting.send`` raises.
         """
+        self._reserve.on_seen(waiting.tenant, self._clock())
         if not self._is_anyone_before(waiting):
-            return self._place(waiting)
+            return not self._is_held_back(waiting) and self._place(waiting)
         return not waiting.is_batch and not waiting.is_late and self._jumps(waiting)
 
     async def wait(self, waiting: Waiting) -> None:
@@ -105,17 +111,27 @@ class Line:
             for each in self._classes:
                 each.remove(waiting)
 
+    def end(self, waiting: Waiting) -> None:
+        """What was sent is over. Call for each request; it need not have been sent."""
+        if waiting.is_sent:
+            waiting.is_sent = False
+            self._reserve.on_end(waiting.tenant)
+
     def pump(self) -> None:
         """Send what can be sent now. Call when a replica's load or the set of replicas has changed."""
+        held_back = None
         for each in self._classes:
-            while (waiting := each.first()) is not None:
-                if not self._try(waiting, each):
+            while (waiting := each.first(besides=held_back)) is not None:
+                if self._is_held_back(waiting):
+                    held_back = waiting.tenant
+                elif not self._try(waiting, each):
                     if each is self._in_time:
                         self._scan()
                     return
 
     def tick(self) -> None:
         """Call about twice a second: requests whose help will not come are told so."""
+        self._reserve.tick(self._clock())
         if self.num_waiting:
             self.pump()
             for waiting in [*self._in_time, *self._late, *self._batch]:
@@ -219,9 +235,13 @@ class Line:
     # --------------------------------------------------------------------------------------------------------- sending
 
     def _is_anyone_before(self, waiting: Waiting) -> bool:
-        """In its own class, or in one that comes before it."""
+        """In its own class, or in one that comes before it; who is held back is before nobody else."""
         place = self._classes.index(self._class_of(waiting))
-        return any(each.num_waiting for each in self._classes[: place + 1])
+        firsts = [first for each in self._classes[: place + 1] if (first := each.first()) is not None]
+        tenants = {tenant for each in self._classes[: place + 1] for tenant in each.tenants}
+        if len(tenants) == 1 and waiting.tenant not in tenants:
+            return not self._is_held_back(firsts[0])
+        return bool(tenants)
 
     def _class_of(self, waiting: Waiting) -> FairQueue:
         if waiting.is_late:
@@ -230,6 +250,11 @@ class Line:
 
     def _choose(self, waiting: Waiting, ahead_s: float = 0.0) -> Replica | Hold:
         return choose(waiting, waiting.replicas(), self._clock(), self._rng.random(), self._rules, ahead_s)
+
+    def _is_held_back(self, waiting: Waiting) -> bool:
+        """Whether its tenant leaves what is free to others. There is never more than one such tenant."""
+        num_own = sum(each.num_of(waiting.tenant) for each in self._classes)
+        return self._reserve.holds_back(waiting.tenant, num_own, self.num_waiting, waiting.replicas())
 
     def _place(self, waiting: Waiting) -> bool:
         """Whether the first of the line could be sent. If not it is late from now on, or still in time."""
@@ -297,6 +322,9 @@ class Line:
                 raise
             self._fail(waiting, error)
             return
+        if not waiting.is_sent:  # else it is sent again, after a replica was lost
+            waiting.is_sent = True
+            self._reserve.on_sent(waiting.tenant, now_s)
         if waiting.done is not None and not waiting.done.done():
             waiting.done.set_result(None)
 

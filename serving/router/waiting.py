@@ -34,6 +34,8 @@ class Waiting:
     arrived_s: float = field(default_factory=time.monotonic)
     """In the line: its time there is bounded."""
     done: asyncio.Future[None] | None = None
+    is_sent: bool = False
+    """It has been, and has not ended."""
 
     @property
     def tokens(self) -> float:
@@ -59,12 +61,10 @@ class FairQueue:
         place = next(index for index, other in enumerate(own) if other.deadline_s > waiting.deadline_s)
         own.insert(place, waiting)
 
-    def first(self) -> Waiting | None:
-        if not self._tenants:
-            return None
-        if len(self._tenants) == 1:
-            return next(iter(self._tenants.values()))[0]
-        return self._tenants[min(self._tenants, key=self._standing)][0]
+    def first(self, besides: str | None = None) -> Waiting | None:
+        """Who is next, ``besides`` the requests of that tenant."""
+        tenants = self._tenants.keys() - {besides} if besides in self._tenants else self._tenants.keys()
+        return self._tenants[min(tenants, key=self._standing)][0] if tenants else None
 
     def _standing(self, tenant: str) -> tuple[float, int]:
         """The least comes first. Who comes back is level with the least of those that wait, and before its flood."""
