@@ -10,7 +10,6 @@ otherwise learn in its first minute.
 
 import argparse
 import asyncio
-import json
 import random
 import statistics
 import sys
@@ -102,8 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             }
             for each in found
         ]
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps({**head, "pools": pools}, indent=1) + "\n")
+        environment.write(options.json, {**head, "pools": pools})
     return 0
 
 

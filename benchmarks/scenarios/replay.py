@@ -75,8 +75,7 @@ def main() -> int:
             "slo_error": round(slo_error, 4),
             "scenario": scenario.model_dump(mode="json"),
         }
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps({**head, **found}, indent=1) + "\n")
+        environment.write(options.json, {**head, **found})
     return int(abs(cost_error) > COST_TOLERANCE or abs(slo_error) > SLO_TOLERANCE or real["num_lost"] > 0)
 
 
