@@ -64,7 +64,7 @@ def flat(num_rows: int, num_tokens: int, generator: torch.Generator) -> torch.Te
 def make(rows: str, mode: str, logits: torch.Tensor) -> Case:
     """The steps of a mode on logits bfloat16 [N, V]."""
     num_rows, num_tokens = logits.shape
-    params = _params(num_rows, **MODES[mode])
+    params = _params(num_rows, **MODES[mode])  # type: ignore[arg-type]  # top_k is an int
     words = logits.view(torch.int16).numpy()
     steps: dict[str, Callable[[], object]] = {FLOOR: lambda: words.max(axis=1)}
     num_logprobs = NUM_LOGPROBS if mode == "logprobs" else None

@@ -31,7 +31,7 @@ def self_check() -> bool:
         position=torch.arange(6),
     )
     ours, expected = cpu.sample(logits, params), reference.sample(logits, params)
-    return torch.equal(ours.token, expected.token) and torch.equal(ours.num_kept, expected.num_kept)
+    return bool(torch.equal(ours.token, expected.token) and torch.equal(ours.num_kept, expected.num_kept))
 
 
 def red_ops() -> list[str]:
