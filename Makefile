@@ -27,7 +27,7 @@ style: setup
 	$(BIN)/ruff format --check .
 
 types: setup
-	$(BIN)/mypy --strict -p serving -p models -p benchmarks
+	$(BIN)/mypy --strict -p serving -p models -p kernels -p benchmarks
 
 imports: setup
 	$(BIN)/lint-imports --no-logo

@@ -232,7 +232,8 @@ def engine_args(config: Config, model: ModelConfig, pool: CpuPool | CudaPool) ->
     }
     if isinstance(pool, CpuPool):
         args["kv_cache_memory_bytes"] = pool.engine.kv_cache_bytes
-        args["worker_cls"] = "serving.engine.cpu_worker.SeededCpuWorker"
+        args["worker_cls"] = "serving.engine.cpu_worker.BallastCpuWorker"
+        args["additional_config"] = {"ballast_kernels": engine.kernels}
         args["distributed_executor_backend"] = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
     else:
         args["tensor_parallel_size"] = pool.tensor_parallel_size

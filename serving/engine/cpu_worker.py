@@ -1,4 +1,5 @@
-"""vLLM's CPU worker, with a fault removed that lets any client kill the engine.
+"""vLLM's CPU worker with Ballast's sampler (`kernel_setup`), and with a fault removed that lets any client kill the
+engine.
 
 A prompt that is prefilled in chunks is "sampled" after every chunk, and the result of all but the last is thrown
 away. For a seeded request vLLM 0.29 then winds the generator back with ``set_offset``, which only CUDA generators
@@ -16,11 +17,29 @@ import torch
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 from vllm.v1.worker.cpu_worker import CPUWorker
 
+from serving.engine import kernel_setup
+from serving.engine.batch_rules import grammar_mask_of
+from serving.engine.kernel_sampler import KernelSampler
+from serving.engine.sampling_counts import SamplingCounts
 from serving.replica import progress
 
+KERNELS = "ballast_kernels"
+"""The key of vLLM's `additional_config` that holds ``engine.kernels``."""
 
-class SeededCpuModelRunner(CPUModelRunner):
-    """Keeps generators away from rows whose sample is discarded."""
+
+class BallastCpuModelRunner(CPUModelRunner):
+    """Keeps generators away from rows whose sample is discarded, and gives grammars to a sampler that wants them."""
+
+    def sample_tokens(self, grammar_output: Any) -> Any:
+        if grammar_output is not None and self.execute_model_state is not None and self._holds_grammars():
+            num_tokens = self.execute_model_state.logits.shape[1]
+            self.sampler.hold_grammar(grammar_mask_of(self.input_batch, grammar_output, num_tokens))
+            grammar_output = None
+        return super().sample_tokens(grammar_output)
+
+    def _holds_grammars(self) -> bool:
+        is_speculative = self.execute_model_state.spec_decode_metadata is not None
+        return isinstance(self.sampler, KernelSampler) and not is_speculative
 
     def _sample(self, *args: Any, **kwargs: Any) -> Any:
         with self._without_discarded_generators():
@@ -41,8 +60,8 @@ class SeededCpuModelRunner(CPUModelRunner):
             generators.update(held)
 
 
-class SeededCpuWorker(CPUWorker):
-    """``CPUWorker`` with ``SeededCpuModelRunner``, and with the number of threads that the pool says."""
+class BallastCpuWorker(CPUWorker):
+    """``CPUWorker`` with ``BallastCpuModelRunner``, and with the number of threads that the pool says."""
 
     def init_device(self) -> None:
         # OpenMP reads the variable when it is loaded, which in a forked process was long ago.
@@ -51,7 +70,7 @@ class SeededCpuWorker(CPUWorker):
         super().init_device()
         # vLLM has no seam for the runner's class; a subclass that adds no state can be given to the instance it made.
         assert type(self.model_runner) is CPUModelRunner, type(self.model_runner)
-        self.model_runner.__class__ = SeededCpuModelRunner
+        self.model_runner.__class__ = BallastCpuModelRunner
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         progress.write_step(progress.WEIGHTS)
@@ -64,6 +83,9 @@ class SeededCpuWorker(CPUWorker):
         return available_bytes
 
     def compile_or_warm_up_model(self) -> Any:
+        if self.model_runner.model_config.runner_type == "generate":
+            mode = self.vllm_config.additional_config.get(KERNELS, "auto")
+            kernel_setup.install(self.model_runner, mode, SamplingCounts.found())
         result = super().compile_or_warm_up_model()
         progress.write_step(progress.API)
         return result

@@ -7,6 +7,7 @@ model name echoed is the one asked for.
 """
 
 import argparse
+import contextlib
 import logging
 import os
 import time
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
+from prometheus_client import REGISTRY
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
@@ -36,6 +38,7 @@ from serving.engine.base import EngineLoad, current_request
 from serving.engine.grammar_check import CheckedApp, GrammarCheck
 from serving.engine.metered_llm import MeteredAsyncLLM
 from serving.engine.plain_chat import PlainChatServing
+from serving.engine.sampling_counts import SamplingCollector, SamplingCounts
 from serving.engine.sandbox import Sandbox
 from serving.engine.step_meter import StepMeter
 from serving.engine.vllm_grammars import TARGET, settings_of
@@ -89,6 +92,7 @@ class VllmEngine:
         self._llm: MeteredAsyncLLM | None = None
         self._app: AsgiApp | None = None
         self._sandbox: Sandbox | None = None
+        self._sampling = SamplingCollector(SamplingCounts.made())
 
     async def start(self) -> None:
         # With a record of every step, vLLM's own logger would write a line for each.
@@ -110,6 +114,7 @@ class VllmEngine:
         if type(app.state.openai_serving_chat) is OpenAIServingChat:
             app.state.openai_serving_chat.__class__ = PlainChatServing
         self._app = self._checked(app, llm, config) if config.model_config.runner_type == "generate" else app
+        REGISTRY.register(self._sampling)
         freeze_gc_heap()
 
     def _checked(self, app: FastAPI, llm: MeteredAsyncLLM, config: VllmConfig) -> AsgiApp:
@@ -158,6 +163,8 @@ class VllmEngine:
         if self._llm is not None:
             self._llm.shutdown()
             self._llm = None
+        with contextlib.suppress(KeyError):  # it was never registered
+            REGISTRY.unregister(self._sampling)
 
 
 def build(options: ReplicaOptions) -> VllmEngine:

@@ -11,7 +11,7 @@ the zygote has forked lives on when the zygote dies.
 
 Without a zygote the same job runs in a fresh process, which imports for itself (``run_fresh``).
 
-python -m serving.lifecycle.zygote serve SOCKET OWNER_PID MODULE…
+python -m serving.lifecycle.zygote serve SOCKET OWNER_PID MODULE[:FUNCTION]…
 python -m serving.lifecycle.zygote run DESCRIPTOR
 """
 
@@ -116,7 +116,8 @@ class ZygoteError(Exception):
 
 
 def start(socket_path: Path, owner_pid: int, modules: Sequence[str]) -> "subprocess.Popen[bytes]":
-    """Start a zygote that imports ``modules``. It ends at once where another one serves the path already."""
+    """Start a zygote that imports ``modules`` and calls the functions that some name after a colon. It ends at once
+    where another one serves the path already."""
     return subprocess.Popen(
         [sys.executable, "-m", "serving.lifecycle.zygote", "serve", str(socket_path), str(owner_pid), *modules],
         env={**os.environ, **ENVIRONMENT}, stdin=subprocess.DEVNULL, stdout=2, start_new_session=True,
@@ -209,8 +210,11 @@ def serve(socket_path: Path, owner_pid: int, modules: Sequence[str]) -> None:
 
 def preload(modules: Sequence[str]) -> None:
     """Import, and see that this has started no thread. Raises SystemExit when it has."""
-    for module in modules:
-        importlib.import_module(module)
+    for name in modules:
+        module, _, function = name.partition(":")
+        imported = importlib.import_module(module)
+        if function:
+            getattr(imported, function)()
     threads = os.listdir("/proc/self/task")
     if len(threads) > 1:
         names = ", ".join(Path(f"/proc/self/task/{thread}/comm").read_text().strip() for thread in threads)

@@ -1,0 +1,96 @@
+"""Whether an engine samples with Ballast's kernels: decided once, when it has loaded, and said in the log.
+
+``engine.kernels`` is ``auto`` (where they can be used), ``on`` (the engine does not start without them) or ``off``.
+"""
+
+import logging
+import time
+from typing import Any, Literal
+
+import torch
+import vllm
+
+from kernels.sample import cpu, reference
+from kernels.sample.types import Edits, Params
+from kernels.warm_up import warm_up
+from serving.engine.batch_rules import PROCESSORS
+from serving.engine.kernel_sampler import CountedSampler, KernelSampler
+from serving.engine.sampling_counts import Count, SamplingCounts
+
+logger = logging.getLogger("ballast.engine")
+
+Mode = Literal["auto", "on", "off"]
+VERSIONS = ("0.29.",)
+"""Of vLLM: those whose batch and sampler were read for `batch_rules` and `kernel_sampler`."""
+_OF_RUNNER = ("sampler", "input_batch", "requests", "optimistic_seq_lens_cpu", "execute_model_state")
+_OF_BATCH = (
+    "req_ids", "req_id_to_index", "num_reqs", "generators", "vocab_size", "max_num_reqs", "temperature_cpu_tensor",
+    "top_p_cpu_tensor", "top_k_cpu_tensor", "top_k_reqs", "no_penalties", "repetition_penalties_reqs",
+    "frequency_penalties_reqs", "presence_penalties_reqs", "has_allowed_token_ids", "bad_words_token_ids",
+    "req_output_token_ids", "allowed_token_ids_mask_cpu_tensor", "logitsprocs", "thinking_token_budget_reqs",
+    "sampling_metadata",
+)  # fmt: skip
+_SELF_TEST_V = 1003
+
+
+class KernelsUnusable(RuntimeError):
+    """``engine.kernels: on``, and they cannot be used."""
+
+
+def install(runner: Any, mode: Mode, counts: SamplingCounts) -> None:
+    """Give ``runner``, vLLM's V1 model runner, a sampler. Raises KernelsUnusable."""
+    started_s = time.monotonic()
+    reason = "engine.kernels is off" if mode == "off" else why_not(runner)
+    if reason is None:
+        warm_up()
+        reason = fault_found()
+    if reason is None:
+        runner.sampler = KernelSampler(runner, counts)
+        counts.set(Count.IS_ACTIVE, 1)
+        logger.info("sampling with Ballast's kernels (loaded and tested in %.2f s)", time.monotonic() - started_s)
+        return
+    if mode == "on":
+        raise KernelsUnusable(f"engine.kernels is on, but the kernels cannot be used: {reason}")
+    runner.sampler.__class__ = CountedSampler
+    runner.sampler.counts = counts
+    log = logger.info if mode == "off" else logger.warning
+    log("sampling with vLLM's own code: %s", reason)
+
+
+def why_not(runner: Any) -> str | None:
+    """What stands against the kernels in this engine; None: nothing."""
+    if not vllm.__version__.startswith(VERSIONS):
+        return f"vLLM {vllm.__version__} is not one of those they were made for ({', '.join(VERSIONS)}x)"
+    missing = [name for name in _OF_RUNNER if not hasattr(runner, name)]
+    missing += [f"input_batch.{name}" for name in _OF_BATCH if not hasattr(getattr(runner, "input_batch", None), name)]
+    if missing:
+        return f"vLLM's runner has no {', '.join(missing)}"
+    if runner.sampler.logprobs_mode != "raw_logprobs":
+        return f"logprobs_mode is {runner.sampler.logprobs_mode}"
+    others = [type(each).__name__ for each in runner.input_batch.logitsprocs.all if type(each) not in PROCESSORS]
+    if others:
+        return f"the engine has logits processors of its own: {', '.join(others)}"
+    return None
+
+
+def fault_found() -> str | None:
+    """What the kernels do other than they should on a few made-up rows; None: nothing."""
+    num_rows = 12
+    rng = torch.Generator().manual_seed(1)
+    logits = (4.0 * torch.randn(num_rows, _SELF_TEST_V, generator=rng)).to(torch.bfloat16)
+    params = Params(
+        temperature=torch.tensor([0.0, 0.7, 1.0] * 4),
+        top_k=torch.tensor([0, 50, 1] * 4, dtype=torch.int32),
+        top_p=torch.tensor([1.0, 0.9, 0.5, 0.99] * 3),
+        min_p=torch.tensor([0.0, 0.0, 0.05] * 4),
+        seed=torch.arange(num_rows),
+        position=torch.arange(num_rows) * 7,
+    )
+    mask = torch.full((num_rows, -(-_SELF_TEST_V // 32)), -1, dtype=torch.int32)
+    mask[3:6, ::2] = 0
+    ids = torch.arange(num_rows, dtype=torch.int32)
+    edits = Edits(torch.arange(num_rows + 1, dtype=torch.int32), ids, torch.full((num_rows,), 9.0))
+    expected = reference.verdicts(logits, params, mask, edits)
+    found = cpu.sample(logits, params, mask, edits)
+    wrong = [row for row, verdict in enumerate(expected) if int(found.token[row]) != verdict.token]
+    return f"their self-test fails on rows {wrong}" if wrong else None
