@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from kernels.sample.reference import edited, judge, logprobs, philox, sample, uniform
+from kernels.logprobs.reference import logprobs
+from kernels.sample.reference import edited, judge, philox, sample, uniform
 from kernels.sample.types import Edits, Params, Status
 
 ROW = np.log([0.1, 0.4, 0.2, 0.2, 0.1])
