@@ -46,7 +46,7 @@ def logprobs(logits: torch.Tensor, tokens: torch.Tensor, num_logprobs: int) -> L
         block_stats_kernel[(num_rows, triton.cdiv(num_blocks, CONFIG.tile))](
             logits, logits.stride(0), absent, 0, absent, absent, 0, absent, absent, absent, absent,
             absent, absent, absent, stats.max, stats.sum, logits.shape[1], num_blocks,
-            HAS_MASK=False, HAS_EDITS=False, SAMPLES=False, RAW=True, SHIFT=KEY_SHIFT[logits.dtype],
+            SAMPLES=False, RAW=True, HOW=(False, False, KEY_SHIFT[logits.dtype]),
             TILE=CONFIG.tile, num_warps=CONFIG.stats_warps,
         )  # fmt: skip
     return from_stats(logits, tokens, num_logprobs, stats)
@@ -65,7 +65,7 @@ def from_stats(logits: torch.Tensor, tokens: torch.Tensor, num_logprobs: int, st
         logprob_kernel[(num_rows,)](
             logits, logits.stride(0), tokens, stats.max, stats.sum, lists, candidates[0], candidates[1],
             ids, values, rank, logits.shape[1], num_blocks, num_logprobs,
-            SHIFT=KEY_SHIFT[logits.dtype], NB_PADDED=triton.next_power_of_2(num_blocks), ROWS=CONFIG.rows,
+            HOW=(False, False, KEY_SHIFT[logits.dtype]), NB_PADDED=triton.next_power_of_2(num_blocks), ROWS=CONFIG.rows,
             CAPACITY=CONFIG.capacity, num_warps=CONFIG.draw_warps,
         )  # fmt: skip
     return Logprobs(ids=ids, logprobs=values, rank=rank)

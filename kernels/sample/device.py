@@ -1,6 +1,7 @@
 """What the sampler's kernels share on the device: keys, reads, weights, draws.
 
-A row is read in blocks of `BLOCK` tokens. A *key* is an integer that orders as its logit does: the float's bits, with
+Two tuples go everywhere: ``at`` is where a row's logits are and what is put over them, as `row_at` makes it, and ``HOW``
+is (has a mask, has edits, shift of the keys). A row is read in blocks of `BLOCK` tokens. A *key* is an integer that orders as its logit does: the float's bits, with
 all but the sign flipped where negative (Herf, "Radix tricks", 2001). What widening bfloat16 or float16 to float32 left
 equal in every key is shifted out, so that a bisection over keys has half the steps.
 """
@@ -56,46 +57,52 @@ def _bits_below(word, bit):
 
 
 @triton.jit
-def with_edits(x, ids, valid, touched_ptr, rank_ptr, edits_ptr):
+def row_at(
+    row, V, logits_ptr, logits_stride, mask_ptr, mask_stride, touched_ptr, rank_ptr, bitmap_stride, edits_ptr
+):  # fmt: skip
+    row = row.to(tl.int64)
+    bitmap = row * bitmap_stride
+    return (
+        logits_ptr + row * logits_stride, V, mask_ptr + row * mask_stride,
+        touched_ptr + bitmap, rank_ptr + bitmap, edits_ptr,
+    )  # fmt: skip
+
+
+@triton.jit
+def with_edits(at, x, ids, valid):
     """Logits with those of `Edits` in their places. The row's bitmap says which tokens have one, and beside each word
-    stands how many have one before it."""
+    stands where the word's first is."""
+    _, _, _, touched_ptr, rank_ptr, edits_ptr = at
     word = tl.load(touched_ptr + (ids >> 5), mask=valid, other=0)
     has_edit = valid & (((word >> (ids & 31)) & 1) != 0)
-    before = tl.load(rank_ptr + (ids >> 5), mask=has_edit, other=0)
-    edit = tl.load(edits_ptr + before + _bits_below(word, ids & 31), mask=has_edit, other=0.0)
+    first = tl.load(rank_ptr + (ids >> 5), mask=has_edit, other=0)
+    edit = tl.load(edits_ptr + first + _bits_below(word, ids & 31), mask=has_edit, other=0.0)
     return tl.where(has_edit, edit, x)
 
 
 @triton.jit
-def read(
-    row_ptr, ids, valid, mask_ptr, touched_ptr, rank_ptr, edits_ptr,
-    HAS_MASK: tl.constexpr, HAS_EDITS: tl.constexpr,
-):  # fmt: skip
-    """The logits of tokens as float32, edited and masked; a NaN stays one, what is not valid is -inf.
-
-    ids: [R, BLOCK] int32, whole blocks. All pointers are the row's own.
-    """
+def read(at, ids, valid, HOW: tl.constexpr):
+    """The logits of tokens [R, BLOCK], whole blocks, as float32, edited and masked; a NaN stays one, what is not valid
+    is -inf."""
+    row_ptr, _, mask_ptr, _, _, _ = at
     loaded = valid
-    if HAS_MASK:
+    if HOW[0]:
         word = tl.load(mask_ptr + (ids >> 5), mask=valid, other=0)
         is_open = tl.max((word != 0).to(tl.int32), axis=1)  # a block with nothing to choose is not read
         loaded = valid & (is_open[:, None] != 0)
     x = tl.load(row_ptr + ids, mask=loaded, other=NEG_INF).to(tl.float32)
-    if HAS_EDITS:
-        x = with_edits(x, ids, loaded, touched_ptr, rank_ptr, edits_ptr)
-    if HAS_MASK:
+    if HOW[1]:
+        x = with_edits(at, x, ids, loaded)
+    if HOW[0]:
         x = tl.where(((word >> (ids & 31)) & 1) != 0, x, NEG_INF)
     return x
 
 
 @triton.jit
-def read_keys(
-    row_ptr, ids, valid, mask_ptr, touched_ptr, rank_ptr, edits_ptr,
-    HAS_MASK: tl.constexpr, HAS_EDITS: tl.constexpr, SHIFT: tl.constexpr,
-):  # fmt: skip
+def read_keys(at, ids, valid, HOW: tl.constexpr):
     """The keys of tokens; a NaN's is that of -inf."""
-    x = read(row_ptr, ids, valid, mask_ptr, touched_ptr, rank_ptr, edits_ptr, HAS_MASK, HAS_EDITS)
-    return key_of(tl.where(x == x, x, NEG_INF), SHIFT)
+    x = read(at, ids, valid, HOW)
+    return key_of(tl.where(x == x, x, NEG_INF), HOW[2])
 
 
 @triton.jit
@@ -170,18 +177,15 @@ def places_of(chosen, ROWS: tl.constexpr):
 
 @triton.jit
 def gather(
-    row_ptr, V, mask_ptr, touched_ptr, rank_ptr, edits_ptr, list_ptr, num_blocks, low, keys_ptr, ids_ptr,
-    HAS_MASK: tl.constexpr, HAS_EDITS: tl.constexpr, SHIFT: tl.constexpr, ROWS: tl.constexpr, CAPACITY: tl.constexpr,
+    at, list_ptr, num_blocks, low, keys_ptr, ids_ptr, HOW: tl.constexpr, ROWS: tl.constexpr, CAPACITY: tl.constexpr
 ):  # fmt: skip
     """Write the listed blocks' tokens with keys of at least ``low``, ids ascending; how many were found. More than
     CAPACITY: not all were looked for."""
     num_found = 0
     start = 0
     while (start < num_blocks) & (num_found <= CAPACITY):
-        ids, valid = listed_ids(list_ptr, start, num_blocks, V, ROWS)
-        keys = read_keys(
-            row_ptr, ids, valid, mask_ptr, touched_ptr, rank_ptr, edits_ptr, HAS_MASK, HAS_EDITS, SHIFT
-        )  # fmt: skip
+        ids, valid = listed_ids(list_ptr, start, num_blocks, at[1], ROWS)
+        keys = read_keys(at, ids, valid, HOW)
         found = (valid & (keys >= low)).to(tl.int32)
         places = num_found + places_of(found, ROWS)
         fits = (found != 0) & (places < CAPACITY)

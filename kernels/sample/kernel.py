@@ -27,6 +27,7 @@ from kernels.sample.device import (
     lowest_key,
     read,
     read_keys,
+    row_at,
     uniform,
     weight_of,
 )
@@ -37,45 +38,49 @@ STATUS_NOTHING = tl.constexpr(2)
 
 
 @triton.jit
+def is_greedy(temperature):
+    """Whether it is below 1e-5; the float32 nearest to that is."""
+    return temperature <= GREEDY_BELOW
+
+
+@triton.jit
 def block_stats_kernel(
     logits_ptr, logits_stride, mask_ptr, mask_stride, touched_ptr, rank_ptr, bitmap_stride, edits_ptr,
     temperature_ptr, top_k_ptr, min_p_ptr,
     max_ptr, sum_ptr, tile_ptr, raw_max_ptr, raw_sum_ptr, V, NB,
-    HAS_MASK: tl.constexpr, HAS_EDITS: tl.constexpr, SAMPLES: tl.constexpr, RAW: tl.constexpr,
-    SHIFT: tl.constexpr, TILE: tl.constexpr,
+    SAMPLES: tl.constexpr, RAW: tl.constexpr, HOW: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """Grid (N, ceil(NB / TILE)). Per block of the edited and masked row: the largest key, and where the row will need
     it the sum of exp((x - block maximum) / T); per tile how many tokens may be chosen, and whether there is a NaN. With
     RAW also maximum and sum of the raw row at T = 1."""
     row = tl.program_id(0).to(tl.int64)
     tile = tl.program_id(1)
+    at = row_at(
+        row, V, logits_ptr, logits_stride, mask_ptr, mask_stride, touched_ptr, rank_ptr, bitmap_stride, edits_ptr
+    )  # fmt: skip
     blocks = tile * TILE + tl.arange(0, TILE)
     ids = blocks[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
-    valid = ids < V
-    row_ptr = logits_ptr + row * logits_stride
+    out = row * NB + blocks
     if SAMPLES:
-        x = read(
-            row_ptr, ids, valid, mask_ptr + row * mask_stride, touched_ptr + row * bitmap_stride,
-            rank_ptr + row * bitmap_stride, edits_ptr, HAS_MASK, HAS_EDITS,
-        )  # fmt: skip
+        x = read(at, ids, ids < V, HOW)
         has_nan = tl.max(tl.max((x != x).to(tl.int32), axis=1), axis=0)
         x = tl.where(x == x, x, NEG_INF)
         top = tl.max(x, axis=1)
-        tl.store(max_ptr + row * NB + blocks, key_of(top, SHIFT), mask=blocks < NB)
+        tl.store(max_ptr + out, key_of(top, HOW[2]), mask=blocks < NB)
         temperature = tl.load(temperature_ptr + row)
         info = has_nan * NAN_FLAG
-        if (temperature >= GREEDY_BELOW) & (tl.load(top_k_ptr + row) <= 0) & (tl.load(min_p_ptr + row) <= 0.0):
+        if (is_greedy(temperature) == 0) & (tl.load(top_k_ptr + row) <= 0) & (tl.load(min_p_ptr + row) <= 0.0):
             total = tl.sum(weight_of(x, top[:, None], LOG2_E / temperature), axis=1)
-            tl.store(sum_ptr + row * NB + blocks, tl.where(top == NEG_INF, 0.0, total), mask=blocks < NB)
+            tl.store(sum_ptr + out, tl.where(top == NEG_INF, 0.0, total), mask=blocks < NB)
             info += tl.sum(tl.sum((x > NEG_INF).to(tl.int32), axis=1), axis=0)
         tl.store(tile_ptr + row * tl.num_programs(1) + tile, info)
     if RAW:
-        raw = tl.load(row_ptr + ids, mask=valid, other=NEG_INF).to(tl.float32)
+        raw = tl.load(at[0] + ids, mask=ids < V, other=NEG_INF).to(tl.float32)
         raw = tl.where(raw == raw, raw, NEG_INF)
         raw_top = tl.max(raw, axis=1)
-        raw_total = tl.sum(weight_of(raw, raw_top[:, None], LOG2_E), axis=1)
-        tl.store(raw_max_ptr + row * NB + blocks, raw_top, mask=blocks < NB)
-        tl.store(raw_sum_ptr + row * NB + blocks, tl.where(raw_top == NEG_INF, 0.0, raw_total), mask=blocks < NB)
+        total = tl.sum(weight_of(raw, raw_top[:, None], LOG2_E), axis=1)
+        tl.store(raw_max_ptr + out, raw_top, mask=blocks < NB)
+        tl.store(raw_sum_ptr + out, tl.where(raw_top == NEG_INF, 0.0, total), mask=blocks < NB)
 
 
 @triton.jit
@@ -128,20 +133,50 @@ def ties_needed(missing, weight):
 
 
 @triton.jit
-def draw_from_block(
-    row_ptr, block, V, mask_ptr, touched_ptr, rank_ptr, edits_ptr, low, last_tie, top, scale, target,
-    HAS_MASK: tl.constexpr, HAS_EDITS: tl.constexpr, SHIFT: tl.constexpr,
-):  # fmt: skip
+def draw_from_block(at, block, low, last_tie, top, scale, target, HOW: tl.constexpr):
     """The token of one block at which the running weight is over ``target``. Kept are those above ``low``, and at it
     up to the id ``last_tie``."""
     ids = block * BLOCK + tl.arange(0, BLOCK)[None, :]
-    keys = read_keys(
-        row_ptr, ids, ids < V, mask_ptr, touched_ptr, rank_ptr, edits_ptr, HAS_MASK, HAS_EDITS, SHIFT
-    )  # fmt: skip
+    keys = read_keys(at, ids, ids < at[1], HOW)
     kept = (keys > low) | ((keys == low) & (ids <= last_tie))
-    weights = tl.where(kept, weight_of(logit_of(keys, SHIFT), top, scale), 0.0).to(tl.float64)
+    weights = tl.where(kept, weight_of(logit_of(keys, HOW[2]), top, scale), 0.0).to(tl.float64)
     place, _ = first_over(tl.reshape(weights, (BLOCK,)), target, BLOCK)
     return block * BLOCK + place
+
+
+@triton.jit
+def draw_greedy(at, block_keys, high, HOW: tl.constexpr, NB_PADDED: tl.constexpr):
+    """The lowest id of the maximum."""
+    block = tl.min(tl.where(block_keys == high, tl.arange(0, NB_PADDED), NB_PADDED), axis=0)
+    ids = block * BLOCK + tl.arange(0, BLOCK)[None, :]
+    keys = read_keys(at, ids, ids < at[1], HOW)
+    return tl.min(tl.min(tl.where(keys == high, ids, at[1]), axis=1), axis=0)
+
+
+@triton.jit
+def draw_candidate(
+    keys, ids_ptr, num_found, is_partial, mass, k, p, u, low, high, scale,
+    HOW: tl.constexpr, CAPACITY: tl.constexpr,
+):  # fmt: skip
+    """Cut and draw among candidates in ascending order of ids, the first ``num_found`` of CAPACITY.
+
+    ``is_partial``: they are not all that top-k and min-p left, which weighs ``mass``. Token, how many were kept, and
+    whether the candidates did not suffice.
+    """
+    top = logit_of(high, HOW[2])
+    kept = tl.arange(0, CAPACITY) < num_found
+    weights = tl.where(kept, weight_of(logit_of(keys, HOW[2]), top, scale), 0.0).to(tl.float64)
+    if (k > 0) & (k < num_found):
+        kept = cut_top_k(keys, kept, k, low, high)
+    found_mass = tl.sum(tl.where(kept, weights, 0.0), axis=0)
+    goal = p.to(tl.float64) * tl.where(is_partial, mass, found_mass)
+    if p < 1.0:
+        kept = cut_top_p(keys, kept, weights, goal, low, high, top, scale, HOW[2])
+    weights = tl.where(kept, weights, 0.0)
+    place, _ = first_over(weights, u * tl.sum(weights, axis=0), CAPACITY)
+    token = tl.load(ids_ptr + place)
+    num_kept = tl.sum(kept.to(tl.int32), axis=0)
+    return token, num_kept, ((num_found > CAPACITY) | (is_partial & (found_mass < goal))).to(tl.int32)
 
 
 @triton.jit
@@ -150,84 +185,59 @@ def draw_kernel(
     temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, seed_ptr, position_ptr,
     max_ptr, sum_ptr, tile_ptr, list_ptr, keys_ptr, ids_ptr,
     token_ptr, num_kept_ptr, status_ptr, wide_ptr, V, NB, NT,
-    HAS_MASK: tl.constexpr, HAS_EDITS: tl.constexpr, SHIFT: tl.constexpr,
-    NB_PADDED: tl.constexpr, NT_PADDED: tl.constexpr, ROWS: tl.constexpr, CAPACITY: tl.constexpr,
-    NUCLEUS_BLOCKS: tl.constexpr,
+    HOW: tl.constexpr, NB_PADDED: tl.constexpr, NT_PADDED: tl.constexpr, ROWS: tl.constexpr,
+    CAPACITY: tl.constexpr, NUCLEUS_BLOCKS: tl.constexpr,
 ):  # fmt: skip
     """Grid (N,). Decides every row but those it marks in ``wide``."""
     row = tl.program_id(0).to(tl.int64)
-    row_ptr = logits_ptr + row * logits_stride
-    mask_ptr += row * mask_stride
-    touched_ptr += row * bitmap_stride
-    rank_ptr += row * bitmap_stride
-    list_ptr += row * NB
-    temperature = tl.load(temperature_ptr + row)
+    at = row_at(
+        row, V, logits_ptr, logits_stride, mask_ptr, mask_stride, touched_ptr, rank_ptr, bitmap_stride, edits_ptr
+    )  # fmt: skip
     blocks = tl.arange(0, NB_PADDED)
-    block_keys = tl.load(max_ptr + row * NB + blocks, mask=blocks < NB, other=lowest_key(SHIFT))
+    block_keys = tl.load(max_ptr + row * NB + blocks, mask=blocks < NB, other=lowest_key(HOW[2]))
     high = tl.max(block_keys, axis=0)
     tiles = tl.arange(0, NT_PADDED)
     info = tl.load(tile_ptr + row * NT + tiles, mask=tiles < NT, other=0)
     status = tl.max(info >> 30, axis=0)
+    temperature = tl.load(temperature_ptr + row)
     token = 0
     num_kept = 0
     is_wide = 0
-    if high == lowest_key(SHIFT):
+    if high == lowest_key(HOW[2]):
         status = status * 0 + STATUS_NOTHING
-    elif temperature < GREEDY_BELOW:
-        block = tl.min(tl.where(block_keys == high, blocks, NB_PADDED), axis=0)
-        ids = block * BLOCK + tl.arange(0, BLOCK)[None, :]
-        keys = read_keys(
-            row_ptr, ids, ids < V, mask_ptr, touched_ptr, rank_ptr, edits_ptr, HAS_MASK, HAS_EDITS, SHIFT
-        )  # fmt: skip
-        token = tl.min(tl.min(tl.where(keys == high, ids, V), axis=1), axis=0)
+    elif is_greedy(temperature):
+        token = draw_greedy(at, block_keys, high, HOW, NB_PADDED)
         num_kept = 1
     else:
         k = tl.load(top_k_ptr + row)
         p = tl.load(top_p_ptr + row)
         min_p = tl.load(min_p_ptr + row)
         u = uniform(tl.load(seed_ptr + row), tl.load(position_ptr + row))
-        top = logit_of(high, SHIFT)
+        top = logit_of(high, HOW[2])
         scale = LOG2_E / temperature
-        has_sums = (k <= 0) & (min_p <= 0.0)
+        has_sums = (k <= 0) & (min_p <= 0.0) & (top < float("inf"))
         masses = tl.load(sum_ptr + row * NB + blocks, mask=(blocks < NB) & has_sums, other=0.0).to(tl.float64)
-        masses = masses * weight_of(logit_of(block_keys, SHIFT), top, scale).to(tl.float64)
-        if has_sums & (p >= 1.0) & (top < float("inf")):
-            block, before = first_over(masses, u * tl.sum(masses, axis=0), NB_PADDED)
-            token = draw_from_block(
-                row_ptr, block, V, mask_ptr, touched_ptr, rank_ptr, edits_ptr,
-                lowest_key(SHIFT), -1, top, scale, u * tl.sum(masses, axis=0) - before, HAS_MASK, HAS_EDITS, SHIFT,
-            )  # fmt: skip
+        masses = masses * weight_of(logit_of(block_keys, HOW[2]), top, scale).to(tl.float64)
+        mass = tl.sum(masses, axis=0)
+        if has_sums & (p >= 1.0):
+            block, before = first_over(masses, u * mass, NB_PADDED)
+            token = draw_from_block(at, block, lowest_key(HOW[2]), -1, top, scale, u * mass - before, HOW)
             num_kept = tl.sum(info & (NAN_FLAG - 1), axis=0)
         else:
-            low = lowest_kept(top, min_p, temperature, SHIFT)
-            is_partial = has_sums & (p < 1.0) & (top < float("inf"))  # the sums know what lies below the candidates
+            is_partial = has_sums  # the block sums know what lies below the candidates
+            low = lowest_kept(top, min_p, temperature, HOW[2])
             num_wanted = tl.where(is_partial, NUCLEUS_BLOCKS, k)
             if (num_wanted > 0) & (num_wanted <= NB):
                 low = tl.maximum(low, kth_largest(block_keys, num_wanted, low - 1, high))
-            num_blocks = list_blocks(block_keys, low, list_ptr, NB_PADDED)
-            num_found = gather(
-                row_ptr, V, mask_ptr, touched_ptr, rank_ptr, edits_ptr, list_ptr, num_blocks, low,
-                keys_ptr + row * CAPACITY, ids_ptr + row * CAPACITY,
-                HAS_MASK, HAS_EDITS, SHIFT, ROWS, CAPACITY,
-            )  # fmt: skip
+            num_blocks = list_blocks(block_keys, low, list_ptr + row * NB, NB_PADDED)
+            keys_ptr += row * CAPACITY
+            ids_ptr += row * CAPACITY
+            num_found = gather(at, list_ptr + row * NB, num_blocks, low, keys_ptr, ids_ptr, HOW, ROWS, CAPACITY)
             places = tl.arange(0, CAPACITY)
-            kept = places < num_found
-            keys = tl.load(keys_ptr + row * CAPACITY + places, mask=kept, other=lowest_key(SHIFT))
-            weights = weight_of(logit_of(keys, SHIFT), top, scale)
-            weights = tl.where(kept, weights, 0.0).to(tl.float64)
-            goal = p.to(tl.float64) * tl.sum(masses, axis=0)
-            is_wide = ((num_found > CAPACITY) | (is_partial & (tl.sum(weights, axis=0) < goal))).to(tl.int32)
-            if is_wide == 0:
-                if (k > 0) & (k < num_found):
-                    kept = cut_top_k(keys, kept, k, low, high)
-                if p < 1.0:
-                    if not is_partial:
-                        goal = p.to(tl.float64) * tl.sum(tl.where(kept, weights, 0.0), axis=0)
-                    kept = cut_top_p(keys, kept, weights, goal, low, high, top, scale, SHIFT)
-                weights = tl.where(kept, weights, 0.0)
-                place, _ = first_over(weights, u * tl.sum(weights, axis=0), CAPACITY)
-                token = tl.load(ids_ptr + row * CAPACITY + place)
-                num_kept = tl.sum(kept.to(tl.int32), axis=0)
+            keys = tl.load(keys_ptr + places, mask=places < num_found, other=lowest_key(HOW[2]))
+            token, num_kept, is_wide = draw_candidate(
+                keys, ids_ptr, num_found, is_partial, mass, k, p, u, low, high, scale, HOW, CAPACITY
+            )  # fmt: skip
     tl.store(token_ptr + row, token)
     tl.store(num_kept_ptr + row, num_kept)
     tl.store(status_ptr + row, status.to(tl.uint8))

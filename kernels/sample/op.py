@@ -80,44 +80,41 @@ def sample(
     if num_rows:
         scratch = _Scratch.empty(num_rows, num_tokens, logits.device)
         source = _source(logits, mask, edits, absent=params.top_k)
-        flags = {
-            "HAS_MASK": mask is not None,
-            "HAS_EDITS": edits is not None,
-            "SHIFT": 0 if edits is not None else KEY_SHIFT[logits.dtype],  # an edit is a float32
-        }
-        _launch(source, flags, params, raw, scratch, Sampled(token, num_kept, status), num_tokens)
+        shift = 0 if edits is not None else KEY_SHIFT[logits.dtype]  # an edit is a float32
+        how = (mask is not None, edits is not None, shift)
+        _launch(source, how, params, raw, scratch, Sampled(token, num_kept, status))
     found = None if num_logprobs is None or raw is None else from_stats(logits, token, num_logprobs, raw)
     return Sampled(token, num_kept, status, found)
 
 
 def _launch(
     source: tuple[Any, ...],
-    flags: dict[str, Any],
+    how: tuple[bool, bool, int],
     params: Params,
     raw: RawStats | None,
     scratch: _Scratch,
     out: Sampled,
-    num_tokens: int,
 ) -> None:
+    num_tokens = source[0].shape[1]
     num_rows, num_blocks = scratch.max.shape
     num_tiles = scratch.tiles.shape[1]
     padded = triton.next_power_of_2(num_blocks)
-    how = (params.temperature, params.top_k, params.top_p, params.min_p, params.seed, params.position)
+    settings = (params.temperature, params.top_k, params.top_p, params.min_p, params.seed, params.position)
     block_stats_kernel[(num_rows, num_tiles)](
         *source, params.temperature, params.top_k, params.min_p, scratch.max, scratch.sum, scratch.tiles,
         scratch.sum if raw is None else raw.max, scratch.sum if raw is None else raw.sum, num_tokens, num_blocks,
-        SAMPLES=True, RAW=raw is not None, TILE=CONFIG.tile, num_warps=CONFIG.stats_warps, **flags,
+        SAMPLES=True, RAW=raw is not None, TILE=CONFIG.tile, num_warps=CONFIG.stats_warps, HOW=how,
     )  # fmt: skip
     draw_kernel[(num_rows,)](
-        *source, *how, scratch.max, scratch.sum, scratch.tiles, scratch.lists, *scratch.candidates,
+        *source, *settings, scratch.max, scratch.sum, scratch.tiles, scratch.lists, *scratch.candidates,
         out.token, out.num_kept, out.status, scratch.is_wide, num_tokens, num_blocks, num_tiles,
         NB_PADDED=padded, NT_PADDED=triton.next_power_of_2(num_tiles), ROWS=CONFIG.rows, CAPACITY=CONFIG.capacity,
-        NUCLEUS_BLOCKS=CONFIG.nucleus_blocks, num_warps=CONFIG.draw_warps, **flags,
+        NUCLEUS_BLOCKS=CONFIG.nucleus_blocks, num_warps=CONFIG.draw_warps, HOW=how,
     )  # fmt: skip
     wide_kernel[(num_rows,)](
-        *source, *how, scratch.max, scratch.sum, scratch.lists, out.token, out.num_kept, scratch.is_wide,
+        *source, *settings, scratch.max, scratch.sum, scratch.lists, out.token, out.num_kept, scratch.is_wide,
         num_tokens, num_blocks,
-        NB_PADDED=padded, ROWS=CONFIG.wide_rows, num_warps=CONFIG.wide_warps, **flags,
+        NB_PADDED=padded, ROWS=CONFIG.wide_rows, num_warps=CONFIG.wide_warps, HOW=how,
     )  # fmt: skip
 
 
