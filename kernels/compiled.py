@@ -20,6 +20,16 @@ import torch
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
+_entries: list[Any] = []
+
+
+def forbid_compiling() -> None:
+    """From here on an `entry` called with types that it was not compiled for raises TypeError, instead of taking the
+    seconds that a compilation does."""
+    for compiled in _entries:
+        compiled.disable_compile()
+
+
 def inlined(function: _Function) -> _Function:
     """A part of an `entry`: compiled into it, and not by itself."""
     compiled: _Function = numba.njit(nogil=True, error_model="numpy")(function)
@@ -30,6 +40,7 @@ def entry(function: _Function) -> _Function:
     """What Python calls: compiled at its first call on a machine, then read from the disk. Releases the GIL."""
     compiled = numba.njit(nogil=True, error_model="numpy", cache=True)(function)
     compiled._cache._cache_file._source_stamp = _sources_hash()
+    _entries.append(compiled)
     return compiled
 
 

@@ -296,6 +296,55 @@ def pack(typing_context: Any, sources: Any, targets: Any, lower: Any, upper: Any
 
 
 @intrinsic(prefer_literal=True)
+def copy_block(typing_context: Any, kind: Any, masked: Any, address: Any, mask: Any, target: Any) -> Any:
+    """Writes the block as float32 to the address ``target``, -inf for what is not allowed."""
+
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: list[ir.Value]) -> ir.Value:
+        for first in range(0, BLOCK, _WIDTH):
+            x = _load_floats(builder, kind.literal_value, args[2], first)
+            if masked.literal_value:
+                x = builder.select(_allowed(builder, args[3], first, _WIDTH), x, _floats(float("-inf")))
+            at = builder.add(args[4], args[4].type(4 * first))
+            builder.store(x, builder.inttoptr(at, _F32S.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    return types.void(kind, masked, types.int64, types.int64, types.int64), emit
+
+
+@intrinsic(prefer_literal=True)
+def mask_block(typing_context: Any, kind: Any, address: Any, mask: Any) -> Any:
+    """Overwrites with -inf those of the block's logits that the bitmask at ``mask`` does not allow."""
+
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: list[ir.Value]) -> ir.Value:
+        bits = _WORD_BITS[kind.literal_value]
+        width = 512 // bits
+        lanes = ir.VectorType(ir.IntType(bits), width)
+        infinity = _ints(_INFINITY_BITS[kind.literal_value] | 1 << (bits - 1), bits, width)
+        for first in range(0, BLOCK, width):
+            words = _load(builder, args[1], first * bits // 8, lanes)
+            words = builder.select(_allowed(builder, args[2], first, width), words, infinity)
+            at = builder.add(args[1], args[1].type(first * bits // 8))
+            builder.store(words, builder.inttoptr(at, lanes.as_pointer()), align=bits // 8)
+        return context.get_dummy_value()
+
+    return types.void(kind, types.int64, types.int64), emit
+
+
+@intrinsic(prefer_literal=True)
+def forbid(typing_context: Any, kind: Any, address: Any) -> Any:
+    """Overwrites the logit at an address with -inf."""
+
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: list[ir.Value]) -> ir.Value:
+        bits = _WORD_BITS[kind.literal_value]
+        integer = ir.IntType(bits)
+        infinity = integer(_INFINITY_BITS[kind.literal_value] | 1 << (bits - 1))
+        builder.store(infinity, builder.inttoptr(args[1], integer.as_pointer()))
+        return context.get_dummy_value()
+
+    return types.void(kind, types.int64), emit
+
+
+@intrinsic(prefer_literal=True)
 def logit(typing_context: Any, kind: Any, address: Any) -> Any:
     """The logit at an address, as float32."""
 

@@ -16,6 +16,7 @@ from kernels.lanes import (
     FP32,
     block_max,
     block_sum,
+    copy_block,
     logit,
     lowest_bit,
     num_bits,
@@ -52,7 +53,7 @@ class Row(NamedTuple):
     mask: int
     """Address of its bitmask, or 0."""
     tail: int
-    """Address of a float32 [BLOCK]: the tokens of a last block that is not full, then -inf."""
+    """Address of a float32 [BLOCK]: the tokens of a last block that is not full, its mask applied, then -inf."""
     patched: Any
     """uint8 [NB]: whether the block is to be read from ``patches``."""
     patches: int
@@ -251,10 +252,10 @@ def weigh_all(logits: Any, count: int, scale: Any, weights: Any) -> None:
 
 @inlined
 def copy_tail(row: Any, tail: Any) -> None:
-    """Fills the float32 [BLOCK] that `Row.tail` names."""
+    """Fills the float32 [BLOCK] that `Row.tail` names, its mask applied."""
     first = row.num_tokens // BLOCK * BLOCK
     for index in range(BLOCK):
-        inside = first + index < row.num_tokens
+        inside = first + index < row.num_tokens and is_set(row.mask, first + index)
         tail[index] = logit_of(row.kind, row.address, first + index) if inside else NOTHING
 
 
@@ -267,11 +268,23 @@ def is_set(mask: int, index: int) -> bool:
 
 
 @inlined
-def patch(row: Any, block: int, patches: Any) -> None:
+def patch(row: Any, block: int) -> None:
     """Copies a block to where it can be edited, its mask applied; once."""
     if row.patched[block]:
         return
-    for token in range(block * BLOCK, (block + 1) * BLOCK):
-        inside = token < row.num_tokens and is_set(row.mask, token)
-        patches[token] = logit_of(row.kind, row.address, token) if inside else NOTHING
+    target = row.patches + 4 * BLOCK * block
+    kind, address, mask = place_of(row, block)
+    if mask:
+        if kind == BF16:
+            copy_block(BF16, 1, address, mask, target)
+        elif kind == FP16:
+            copy_block(FP16, 1, address, mask, target)
+        else:
+            copy_block(FP32, 1, address, mask, target)
+    elif kind == BF16:
+        copy_block(BF16, 0, address, 0, target)
+    elif kind == FP16:
+        copy_block(FP16, 0, address, 0, target)
+    else:
+        copy_block(FP32, 0, address, 0, target)
     row.patched[block] = 1

@@ -10,7 +10,7 @@ import torch
 
 from kernels.compiled import over_rows
 from kernels.logprobs.cpu import logprobs
-from kernels.sample.matrix import matrix_of, room_for
+from kernels.sample.matrix import array_of, matrix_of, room_for
 from kernels.sample.rows import Changes, Outcome, Settings, sample_rows
 from kernels.sample.types import Edits, Params, Sampled
 
@@ -36,16 +36,16 @@ def sample(
     num_rows, num_tokens = logits.shape
     matrix = matrix_of(logits, mask)
     settings = Settings(
-        params.temperature.numpy(),
-        params.top_k.numpy(),
-        params.top_p.numpy(),
-        params.min_p.numpy(),
-        params.seed.numpy(),
-        params.position.numpy(),
+        temperature=array_of(params.temperature, torch.float32),
+        top_k=array_of(params.top_k, torch.int32),
+        top_p=array_of(params.top_p, torch.float32),
+        min_p=array_of(params.min_p, torch.float32),
+        seed=array_of(params.seed, torch.int64),
+        position=array_of(params.position, torch.int64),
     )
     if any(len(setting) != num_rows for setting in settings):
         raise ValueError(f"{num_rows} rows of logits need as many of each parameter: {[len(x) for x in settings]}")
-    changes = _NO_CHANGES if edits is None else Changes(edits.offsets.numpy(), edits.ids.numpy(), edits.logits.numpy())
+    changes = _NO_CHANGES if edits is None else _changes_of(edits, num_rows)
     token = torch.empty(num_rows, dtype=torch.int32)
     num_kept = torch.empty(num_rows, dtype=torch.int32)
     status = torch.empty(num_rows, dtype=torch.uint8)
@@ -58,3 +58,11 @@ def sample(
     over_rows(num_rows, num_tokens, work)
     chosen = None if num_logprobs is None else logprobs(logits, token, num_logprobs)
     return Sampled(token=token, num_kept=num_kept, status=status, logprobs=chosen)
+
+
+def _changes_of(edits: Edits, num_rows: int) -> Changes:
+    offsets, ids = array_of(edits.offsets, torch.int32), array_of(edits.ids, torch.int32)
+    logits = array_of(edits.logits, torch.float32)
+    if len(offsets) != num_rows + 1 or not offsets[-1] == len(ids) == len(logits):
+        raise ValueError(f"edits of {num_rows} rows: {len(offsets)} offsets, {len(ids)} ids, {len(logits)} logits")
+    return Changes(offsets, ids, logits)

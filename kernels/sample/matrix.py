@@ -38,6 +38,17 @@ def matrix_of(logits: torch.Tensor, mask: torch.Tensor | None = None) -> Matrix:
     )
 
 
+def array_of(tensor: torch.Tensor, dtype: torch.dtype) -> Any:
+    """The tensor's memory, as the kernels are compiled to read it.
+
+    Raises:
+        ValueError: it is of another type, or not contiguous.
+    """
+    if tensor.dtype != dtype or not tensor.is_contiguous():
+        raise ValueError(f"a contiguous tensor of {dtype} is needed, not {tensor.dtype} with strides {tensor.stride()}")
+    return tensor.numpy()
+
+
 _rooms = threading.local()
 
 

@@ -117,10 +117,7 @@ def row_of(matrix: Any, n: int, room: Any) -> Any:
         matrix.kind, address, matrix.num_tokens, mask, room.tail.ctypes.data, room.patched, room.patches.ctypes.data
     )
     if matrix.num_tokens % BLOCK:
-        if mask:
-            patch(row, matrix.num_tokens // BLOCK, room.patches)
-        else:
-            copy_tail(row, room.tail)
+        copy_tail(row, room.tail)
     return row
 
 
@@ -130,7 +127,7 @@ def _edit(row: Any, changes: Any, begin: int, end: int, patches: Any) -> bool:
     for i in range(begin, end):
         token = changes.ids[i]
         if 0 <= token < row.num_tokens:
-            patch(row, token // BLOCK, patches)
+            patch(row, token // BLOCK)
             patches[token] = changes.logits[i] if is_set(row.mask, token) else NOTHING
         else:
             fine = False
