@@ -1,9 +1,10 @@
 """What the sampler's kernels share on the device: keys, reads, weights, draws.
 
-Two tuples go everywhere: ``at`` is where a row's logits are and what is put over them, as `row_at` makes it, and ``HOW``
-is (has a mask, has edits, shift of the keys). A row is read in blocks of `BLOCK` tokens. A *key* is an integer that orders as its logit does: the float's bits, with
-all but the sign flipped where negative (Herf, "Radix tricks", 2001). What widening bfloat16 or float16 to float32 left
-equal in every key is shifted out, so that a bisection over keys has half the steps.
+Two tuples go everywhere: ``at`` is where a row's logits are and what is put over them, as `row_at` makes it, and
+``HOW`` is (has a mask, has edits, shift of the keys). A row is read in blocks of `BLOCK` tokens. A *key* is an integer
+that orders as its logit does: the float's bits, with all but the sign flipped where negative (Herf, "Radix tricks",
+2001). What widening bfloat16 or float16 to float32 left equal in every key is shifted out, so that a bisection over
+keys has half the steps.
 """
 
 import triton

@@ -180,6 +180,46 @@ def draw_candidate(
 
 
 @triton.jit
+def draw_random(
+    at, settings, u, block_keys, sum_ptr, num_choosable, high, room, NB,
+    HOW: tl.constexpr, NB_PADDED: tl.constexpr, ROWS: tl.constexpr, CAPACITY: tl.constexpr,
+    NUCLEUS_BLOCKS: tl.constexpr,
+):  # fmt: skip
+    """Token, how many were kept, and whether the row is wide, which leaves the other two without meaning.
+
+    settings: top-k, top-p, min-p, temperature. room: pointers to a list of blocks and to candidates' keys and ids.
+    """
+    k, p, min_p, temperature = settings
+    list_ptr, keys_ptr, ids_ptr = room
+    top = logit_of(high, HOW[2])
+    scale = LOG2_E / temperature
+    blocks = tl.arange(0, NB_PADDED)
+    has_sums = (k <= 0) & (min_p <= 0.0) & (top < float("inf"))
+    masses = tl.load(sum_ptr + blocks, mask=(blocks < NB) & has_sums, other=0.0).to(tl.float64)
+    masses = masses * weight_of(logit_of(block_keys, HOW[2]), top, scale).to(tl.float64)
+    mass = tl.sum(masses, axis=0)
+    token = 0
+    num_kept = num_choosable
+    is_wide = 0
+    if has_sums & (p >= 1.0):
+        block, before = first_over(masses, u * mass, NB_PADDED)
+        token = draw_from_block(at, block, lowest_key(HOW[2]), -1, top, scale, u * mass - before, HOW)
+    else:
+        low = lowest_kept(top, min_p, temperature, HOW[2])
+        num_wanted = tl.where(has_sums, NUCLEUS_BLOCKS, k)
+        if (num_wanted > 0) & (num_wanted <= NB):
+            low = tl.maximum(low, kth_largest(block_keys, num_wanted, low - 1, high))
+        num_blocks = list_blocks(block_keys, low, list_ptr, NB_PADDED)
+        num_found = gather(at, list_ptr, num_blocks, low, keys_ptr, ids_ptr, HOW, ROWS, CAPACITY)
+        places = tl.arange(0, CAPACITY)
+        keys = tl.load(keys_ptr + places, mask=places < num_found, other=lowest_key(HOW[2]))
+        token, num_kept, is_wide = draw_candidate(
+            keys, ids_ptr, num_found, has_sums, mass, k, p, u, low, high, scale, HOW, CAPACITY
+        )  # fmt: skip
+    return token, num_kept, is_wide
+
+
+@triton.jit
 def draw_kernel(
     logits_ptr, logits_stride, mask_ptr, mask_stride, touched_ptr, rank_ptr, bitmap_stride, edits_ptr,
     temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, seed_ptr, position_ptr,
@@ -209,35 +249,14 @@ def draw_kernel(
         token = draw_greedy(at, block_keys, high, HOW, NB_PADDED)
         num_kept = 1
     else:
-        k = tl.load(top_k_ptr + row)
-        p = tl.load(top_p_ptr + row)
-        min_p = tl.load(min_p_ptr + row)
+        settings = (tl.load(top_k_ptr + row), tl.load(top_p_ptr + row), tl.load(min_p_ptr + row), temperature)
         u = uniform(tl.load(seed_ptr + row), tl.load(position_ptr + row))
-        top = logit_of(high, HOW[2])
-        scale = LOG2_E / temperature
-        has_sums = (k <= 0) & (min_p <= 0.0) & (top < float("inf"))
-        masses = tl.load(sum_ptr + row * NB + blocks, mask=(blocks < NB) & has_sums, other=0.0).to(tl.float64)
-        masses = masses * weight_of(logit_of(block_keys, HOW[2]), top, scale).to(tl.float64)
-        mass = tl.sum(masses, axis=0)
-        if has_sums & (p >= 1.0):
-            block, before = first_over(masses, u * mass, NB_PADDED)
-            token = draw_from_block(at, block, lowest_key(HOW[2]), -1, top, scale, u * mass - before, HOW)
-            num_kept = tl.sum(info & (NAN_FLAG - 1), axis=0)
-        else:
-            is_partial = has_sums  # the block sums know what lies below the candidates
-            low = lowest_kept(top, min_p, temperature, HOW[2])
-            num_wanted = tl.where(is_partial, NUCLEUS_BLOCKS, k)
-            if (num_wanted > 0) & (num_wanted <= NB):
-                low = tl.maximum(low, kth_largest(block_keys, num_wanted, low - 1, high))
-            num_blocks = list_blocks(block_keys, low, list_ptr + row * NB, NB_PADDED)
-            keys_ptr += row * CAPACITY
-            ids_ptr += row * CAPACITY
-            num_found = gather(at, list_ptr + row * NB, num_blocks, low, keys_ptr, ids_ptr, HOW, ROWS, CAPACITY)
-            places = tl.arange(0, CAPACITY)
-            keys = tl.load(keys_ptr + places, mask=places < num_found, other=lowest_key(HOW[2]))
-            token, num_kept, is_wide = draw_candidate(
-                keys, ids_ptr, num_found, is_partial, mass, k, p, u, low, high, scale, HOW, CAPACITY
-            )  # fmt: skip
+        num_choosable = tl.sum(info & (NAN_FLAG - 1), axis=0)
+        room = (list_ptr + row * NB, keys_ptr + row * CAPACITY, ids_ptr + row * CAPACITY)
+        token, num_kept, is_wide = draw_random(
+            at, settings, u, block_keys, sum_ptr + row * NB, num_choosable, high, room, NB,
+            HOW, NB_PADDED, ROWS, CAPACITY, NUCLEUS_BLOCKS,
+        )  # fmt: skip
     tl.store(token_ptr + row, token)
     tl.store(num_kept_ptr + row, num_kept)
     tl.store(status_ptr + row, status.to(tl.uint8))

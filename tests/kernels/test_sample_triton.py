@@ -223,7 +223,7 @@ def test_what_is_not_as_the_contract_says_is_named(device: str) -> None:
     logits, how = peaked(2, 64, torch.float32).to(device), params(SETTINGS[:2], device)
     with pytest.raises(ValueError, match=r"seed: torch.int32 \(2,\), must be contiguous torch.int64"):
         sample(logits, dataclasses.replace(how, seed=how.seed.to(torch.int32)))
-    with pytest.raises(ValueError, match="logits: torch.float64"):
+    with pytest.raises(ValueError, match=r"logits: torch\.float64"):
         sample(logits.double(), how)
     with pytest.raises(ValueError, match=r"mask: torch.int32 \(2, 3\)"):
         sample(logits, how, torch.zeros(2, 3, dtype=torch.int32, device=device))
