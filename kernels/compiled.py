@@ -24,10 +24,11 @@ _entries: list[Any] = []
 
 
 def forbid_compiling() -> None:
-    """From here on an `entry` called with types that it was not compiled for raises TypeError, instead of taking the
-    seconds that a compilation does."""
+    """From here on an `entry` that was called before, called with types that it was not compiled for, raises TypeError
+    instead of taking the seconds that a compilation does."""
     for compiled in _entries:
-        compiled.disable_compile()
+        if compiled.signatures:
+            compiled.disable_compile()
 
 
 def inlined(function: _Function) -> _Function:

@@ -17,6 +17,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from kernels.logprobs.kernel import logprob_kernel
+from kernels.penalties.kernel import append_kernel, edits_kernel
 from kernels.prepare_decode.kernel import prepare_decode_kernel
 from kernels.sample.configs import CONFIG
 from kernels.sample.kernel import block_stats_kernel, draw_kernel, mark_edits_kernel
@@ -26,6 +27,7 @@ TARGET = GPUTarget("cuda", 90, 32)
 _TYPES = {
     "temperature_ptr": "*fp32", "top_p_ptr": "*fp32", "min_p_ptr": "*fp32", "seed_ptr": "*i64", "position_ptr": "*i64",
     "sum_ptr": "*fp32", "raw_max_ptr": "*fp32", "raw_sum_ptr": "*fp32", "edits_ptr": "*fp32", "status_ptr": "*u8",
+    "in_prompt_ptr": "*u8", "bias_ptr": "*fp32", "rules_ptr": "*fp32",
     "logprobs_ptr": "*fp32", "positions_ptr": "*i64", "slot_mapping_ptr": "*i64",
 }  # fmt: skip
 _ALIGNED = {"logits_stride", "V", "mask_stride"}
@@ -47,6 +49,8 @@ def cases() -> Iterator[tuple[str, Any, dict[str, Any], int, str]]:
         yield f"wide, {name}", wide_kernel, wide, CONFIG.wide_warps, dtype
     yield "logprobs, bf16", logprob_kernel, {"HOW": (False, False, 16), **rows}, CONFIG.draw_warps, "*bf16"
     yield "mark_edits", mark_edits_kernel, {"SIZE": 1024}, 4, "*bf16"
+    yield "penalties, append", append_kernel, {"SIZE": 1024}, 4, "*bf16"
+    yield "penalties, edits", edits_kernel, {"N_PADDED": 512, "SIZE": 1024}, 4, "*bf16"
     yield "prepare_decode", prepare_decode_kernel, {"KV_BLOCK_SIZE": 16, "BLOCK_B": 256}, 4, "*bf16"
 
 
