@@ -31,8 +31,10 @@ import triton
 
 from benchmarks.kernels.gpu_checks import run_checks
 from benchmarks.kernels.gpu_peers import Peer, installed_peers
+from kernels.penalties.op import GpuPenalties
+from kernels.penalties.rules import Rules
 from kernels.sample.op import sample
-from kernels.sample.types import Edits, Params
+from kernels.sample.types import Params
 
 BATCHES = (1, 4, 8, 32, 64, 256, 512)
 VOCABULARIES = (32_000, 128_256, 151_936, 262_144)
@@ -54,7 +56,7 @@ class Mode:
     allowed: float | None = None
     """Share of the tokens that a grammar allows."""
     num_edits: int = 0
-    """Penalised tokens a row."""
+    """Distinct tokens that a row has seen, all penalised."""
 
 
 MODES = {
@@ -112,14 +114,15 @@ def mask_of(mode: Mode, num_rows: int, num_tokens: int, device: str) -> torch.Te
     return (bits.to(torch.int64) * weights).sum(-1).to(torch.int32)
 
 
-def edits_of(mode: Mode, logits: torch.Tensor) -> Edits | None:
+def penalties_of(mode: Mode, num_rows: int, num_tokens: int, device: str) -> GpuPenalties | None:
+    """Of requests that have each seen ``num_edits`` tokens."""
     if not mode.num_edits:
         return None
-    num_rows, num_tokens = logits.shape
-    ids = torch.linspace(0, num_tokens - 1, min(mode.num_edits, num_tokens), device=logits.device).to(torch.int64)
-    values = logits[:, ids].float() - 0.5
-    offsets = torch.arange(num_rows + 1, dtype=torch.int32, device=logits.device) * len(ids)
-    return Edits(offsets, ids.to(torch.int32).repeat(num_rows), values.reshape(-1).contiguous())
+    seen = np.linspace(0, num_tokens - 1, min(mode.num_edits, num_tokens)).astype(np.int64).tolist()
+    penalties = GpuPenalties(num_rows, num_tokens, 2048, device)
+    for slot in range(num_rows):
+        penalties.add_request(slot, Rules(repetition=1.1, frequency=0.2), seen, seen)
+    return penalties
 
 
 class Clock:
@@ -174,8 +177,16 @@ def time_mode(
     mode = MODES[name]
     logits = logits_of(num_rows, num_tokens, device)
     how, mask = params_of(mode, num_rows, device), mask_of(mode, num_rows, num_tokens, device)
-    edits = edits_of(mode, logits)
-    ours_s = clock.seconds(lambda: sample(logits, how, mask, edits, mode.num_logprobs))
+    penalties = penalties_of(mode, num_rows, num_tokens, device)
+    slots = torch.arange(num_rows, dtype=torch.int32, device=device)
+
+    def ours() -> None:
+        edits = None if penalties is None else penalties.edits(logits, slots)
+        out = sample(logits, how, mask, edits, mode.num_logprobs)
+        if penalties is not None:
+            penalties.append(slots, out.token)
+
+    ours_s = clock.seconds(ours)
     row: dict[str, Any] = {"mode": name, "B": num_rows, "V": num_tokens, "us": {"ballast": round(1e6 * ours_s, 2)}}
     row["roofline"] = round(logits.numel() * logits.element_size() / bytes_per_s / ours_s, 3)
     for peer in peers:

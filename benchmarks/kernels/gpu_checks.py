@@ -7,6 +7,9 @@ import torch
 
 from kernels.logprobs import reference as logprobs_reference
 from kernels.logprobs.op import logprobs
+from kernels.penalties import reference as penalties_reference
+from kernels.penalties.op import GpuPenalties
+from kernels.penalties.rules import Rules
 from kernels.prepare_decode import reference as prepare_decode_reference
 from kernels.prepare_decode.op import prepare_decode
 from kernels.prepare_decode.types import NO_SLOT, Requests, Step
@@ -45,6 +48,7 @@ def _checks(device: str, *, tiny: bool) -> Iterator[Callable[[], Iterator[str]]]
         yield lambda v=num_tokens: _covered(device, v)  # type: ignore[misc]
         yield lambda v=num_tokens: _logprobs(device, v)  # type: ignore[misc]
     yield lambda: _batches(device, 1003 if tiny else 128_256, 9 if tiny else 512)
+    yield lambda: _penalties(device)
     yield lambda: _step(device)
 
 
@@ -132,6 +136,21 @@ def _batches(device: str, num_tokens: int, num_rows: int) -> Iterator[str]:
         same = torch.equal(part.token, whole.token[some]) and torch.equal(part.num_kept, whole.num_kept[some])
         if not (same and torch.equal(part.logprobs.logprobs, whole.logprobs.logprobs[some])):
             yield f"rows {some.start} to {some.stop} differ from themselves in a batch of {num_rows}"
+
+
+def _penalties(device: str) -> Iterator[str]:
+    rules = Rules(repetition=1.3, frequency=0.4, presence=0.2, bias={9: 3.0})
+    prompt, output = list(range(0, 4000, 3)), list(range(0, 4000, 2))
+    penalties = GpuPenalties(3, 5000, 4000, device)
+    slot = torch.tensor([2], dtype=torch.int32, device=device)
+    penalties.add_request(2, rules, prompt, output)
+    for token in (1, 4999, 1, 2001):
+        penalties.append(slot, torch.tensor([token], dtype=torch.int32, device=device))
+    logits = _rows(1, 5000, torch.bfloat16, 3.0, device)
+    got = torch.from_numpy(reference.edited(logits, None, penalties.edits(logits, slot)))[0].float()
+    wanted = penalties_reference.penalised(logits[0].cpu(), rules, prompt, [*output, 1, 4999, 1, 2001])
+    if not torch.allclose(got, wanted, rtol=1e-5, atol=1e-5):
+        yield "penalties"
 
 
 def _step(device: str) -> Iterator[str]:

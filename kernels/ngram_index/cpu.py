@@ -23,7 +23,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
+
+from kernels.compiled import entry, inlined
 
 Int32s = npt.NDArray[np.int32]
 
@@ -111,7 +112,7 @@ class NgramIndex:
         self.propose(none, none, none, np.empty((0, 0), np.int32))
 
 
-@njit(cache=True, nogil=True)
+@entry
 def _propose(
     slots: Int32s, rows: Int32s, num_tokens: Int32s, token_ids: Int32s,
     min_n: int, max_n: int, max_tokens: int, min_entries: int,
@@ -133,7 +134,7 @@ def _propose(
         counts[r] = count
 
 
-@njit(cache=True, nogil=True)
+@inlined
 def _follow(
     context: Int32s, table: Int32s, seen: int, num_entries: int, tokens: Int32s, wanted: int, min_n: int, max_n: int
 ) -> None:
@@ -149,7 +150,7 @@ def _follow(
         _insert(context, table, wanted, end, min_n, max_n)
 
 
-@njit(cache=True, nogil=True)
+@inlined
 def _find(context: Int32s, table: Int32s, num_entries: int, min_n: int, max_n: int) -> int:
     """Where the first continuation of the longest indexed suffix starts; the context's size if there is none."""
     end = context.size - 1
@@ -165,7 +166,7 @@ def _find(context: Int32s, table: Int32s, num_entries: int, min_n: int, max_n: i
     return start
 
 
-@njit(cache=True, nogil=True)
+@inlined
 def _insert(context: Int32s, table: Int32s, num_entries: int, end: int, min_n: int, max_n: int) -> None:
     hashed = np.uint64(0)
     for n in range(1, min(max_n, end + 1) + 1):
@@ -176,7 +177,7 @@ def _insert(context: Int32s, table: Int32s, num_entries: int, end: int, min_n: i
                 table[n - min_n, entry] = end
 
 
-@njit(cache=True, nogil=True)
+@inlined
 def _take_back(context: Int32s, table: Int32s, num_entries: int, end: int, min_n: int, max_n: int) -> None:
     """Remove the entries of the newest token, ``context[end]``."""
     hashed = np.uint64(0)
@@ -188,7 +189,7 @@ def _take_back(context: Int32s, table: Int32s, num_entries: int, end: int, min_n
                 table[n - min_n, entry] = _EMPTY
 
 
-@njit(cache=True, nogil=True)
+@inlined
 def _entry_of(context: Int32s, entries: Int32s, num_entries: int, end: int, n: int, hashed: np.uint64) -> np.int64:
     """The entry of the n-gram that ends at ``end``, or the empty one where it belongs (linear probing)."""
     entry = np.int64(hashed >> np.uint64(32)) & (num_entries - 1)
@@ -205,7 +206,7 @@ def _entry_of(context: Int32s, entries: Int32s, num_entries: int, end: int, n: i
     return entry
 
 
-@njit(cache=True, nogil=True)
+@inlined
 def _hash(hashed: np.uint64, token: int) -> np.uint64:
     """One more token: the structure of FNV-1a with a multiplier and a shift of MurmurHash3's finaliser."""
     hashed = (hashed ^ np.uint64(token)) * np.uint64(0xFF51AFD7ED558CCD)
