@@ -15,6 +15,7 @@ def append_kernel(
     if slot >= 0:
         token = tl.load(tokens_ptr + row)
         length = tl.load(length_ptr + slot)
+        tl.debug_barrier()  # a warp that read it late would read what another has written below
         ids_ptr += slot * CAPACITY
         counts_ptr += slot * CAPACITY
         in_prompt_ptr += slot * CAPACITY
