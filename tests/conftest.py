@@ -1,9 +1,20 @@
 """Order of the whole run: quick tests first, so that a plain mistake shows before an engine has started."""
 
+import os
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+if not Path("/dev/nvidiactl").exists():
+    # Without a GPU, Triton's kernels run in its interpreter. That is settled when Triton is imported and again when a
+    # kernel is defined; the variable goes away between the two, because engines that tests start inherit it.
+    os.environ["TRITON_INTERPRET"] = "1"
+    import triton.language
+
+    del os.environ["TRITON_INTERPRET"]
+    triton.knobs.propagate_env = False
+    triton.knobs.runtime.interpret = True
 
 # How long an example takes says more of what else runs on the machine than of the code.
 settings.register_profile("shared machine", deadline=None)
