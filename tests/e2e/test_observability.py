@@ -56,6 +56,19 @@ def test_one_request_moves_every_number_by_what_it_was(server: Server, http: htt
         assert (line["prompt_tokens"], line["output_tokens"]) == (usage["prompt_tokens"], usage["completion_tokens"])
 
 
+def test_what_samples_is_told(server: Server, http: httpx.Client) -> None:
+    """Of each token somebody has chosen it: here the kernels, in the engine's own process."""
+    before = server.metrics()
+    body = {"model": MODEL, "messages": COUNT_TO_TEN, "max_tokens": 20, "temperature": 1, "seed": 1}
+    line = server.request_line(http.post(CHAT, json=body).headers["x-request-id"])
+    after = server.metrics()
+    rows = [at.value("ballast_sampled_rows_total", pool=POOL, sampler="kernels") for at in (before, after)]
+    assert rows[1] - rows[0] >= line["output_tokens"]
+    assert after.value("ballast_kernels_active", pool=POOL) == 1
+    assert after.value("ballast_sampled_rows_total", sampler="vllm") == 0
+    assert after.value("ballast_faulty_logits_rows_total") == 0
+
+
 def test_a_refused_request_is_counted_under_its_status(server: Server, http: httpx.Client) -> None:
     labels = {"route": CHAT, "code": "400"}
     before = server.metrics().value("ballast_requests_total", **labels)
