@@ -187,8 +187,8 @@ def find_sums(row: Any, maxima: Any, scale: Any, sums: Any) -> Any:
             mass, is_whole = _sum_of(kind, address, mask, scale)
         sums[block] = mass
         total += np.float64(mass)
-        if is_whole and not mask:
-            count += BLOCK
+        if is_whole:
+            count += num_bits(word(64, mask)) + num_bits(word(64, mask + 8)) if mask else BLOCK
         elif maxima[block] > NOTHING:
             count += _count_of(kind, address, mask, LOWEST)
     return total, count
