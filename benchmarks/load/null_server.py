@@ -23,7 +23,8 @@ _HEAD = (
     b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n"
     b"x-request-id: null-%d\r\n\r\n"
 )
-_NOT_FOUND = b"HTTP/1.1 404 Not Found\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}"
+_MODELS = b'{"object":"list","data":[{"id":"null","object":"model"}]}'
+_OK = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,11 +135,12 @@ class _Answering(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         body, self._body = self._body, b""
-        number = self._server.came()
         manners = self._server.manners
         if not self._url.endswith(b"/completions"):
-            self._transport.write(_NOT_FOUND)
-        elif manners.refused_every and number % manners.refused_every == 0:
+            self._transport.write(_OK % (len(_MODELS), _MODELS))
+            return
+        number = self._server.came()
+        if manners.refused_every and number % manners.refused_every == 0:
             self._refuse(number)
         else:
             fields = orjson.loads(body)

@@ -240,6 +240,7 @@ async def _drive(job: Job, pipe: Connection) -> None:
 async def _report(recorder: Recorder, pipe: Connection) -> None:
     while True:
         await asyncio.sleep(_REPORT_EVERY_S)
+        recorder.flush()
         pipe.send(recorder.report())
 
 
