@@ -28,6 +28,7 @@ class _Parser(argparse.ArgumentParser):
 
 _BENCHMARKS = {
     "serve": "send load to any OpenAI-compatible server, and say how it served",
+    "compare": "two runs: is the second one worse? Exit code 1 if so",
     "autoscale": "what the autoscaler is worth, simulated",
     "calibrate": "what an engine step costs here; prints the `speed` section of each pool",
 }

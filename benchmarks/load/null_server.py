@@ -9,6 +9,7 @@ Every chunk is a write of its own, and so a packet and a read of its own unless 
 import argparse
 import asyncio
 import json
+import random
 import sys
 import time
 from collections.abc import Sequence
@@ -29,14 +30,16 @@ _OK = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\
 
 @dataclass(frozen=True, slots=True)
 class Manners:
-    """How it answers. ``num_slots`` requests are answered at once, the others wait in line (0: all at once).
+    """How it answers.
 
-    ``refused_every``-th request gets a 503 (0: none). ``freeze_at_s`` after the first request it does nothing at all
-    for ``freeze_s``.
+    ``jitter``: sigma of the log-normal factor on each time of waiting. ``num_slots`` requests are answered at once, the
+    others wait in line (0: all at once). ``refused_every``-th request gets a 503 (0: none). ``freeze_at_s`` after the
+    first request it does nothing at all for ``freeze_s``.
     """
 
     first_s: float = 0.0
     step_s: float = 0.0
+    jitter: float = 0.0
     num_slots: int = 0
     refused_every: int = 0
     freeze_at_s: float = 0.0
@@ -95,6 +98,10 @@ class NullServer:
             # Blocks this whole process on purpose, as a garbage collection or a stuck kernel would.
             asyncio.get_running_loop().call_later(manners.freeze_at_s, time.sleep, manners.freeze_s)
         return self.num_requests
+
+    def factor(self) -> float:
+        """What the next time of waiting is multiplied with."""
+        return random.lognormvariate(0.0, self.manners.jitter) if self.manners.jitter else 1.0
 
     async def take_slot(self) -> None:
         if self.manners.num_slots and self._num_busy >= self.manners.num_slots:
@@ -165,10 +172,10 @@ class _Answering(asyncio.Protocol):
         manners, loop = self._server.manners, asyncio.get_running_loop()
         await self._server.take_slot()
         try:
-            due_s = loop.time() + manners.first_s
+            due_s = loop.time() + manners.first_s * self._server.factor()
             for index in range(num_chunks):
                 await asyncio.sleep(due_s - loop.time())
-                due_s += manners.step_s
+                due_s += manners.step_s * self._server.factor()
                 self._transport.write(_WORD if index else _HEAD % number + _WORD)
             self._transport.write(_ending(prompt_tokens, num_chunks))
         finally:
@@ -192,6 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, what in (
         ("first-s", "seconds until the first chunk"),
         ("step-s", "seconds between chunks"),
+        ("jitter", "sigma of the log-normal factor on both"),
         ("freeze-at-s", "seconds after the first request when it freezes"),
         ("freeze-s", "for how long"),
     ):

@@ -14,6 +14,7 @@ from benchmarks.load.histogram import quantiles_us
 
 NUM_BLOCKS = 30
 NUM_RESAMPLES = 1000
+_RESAMPLES_AT_ONCE = 500
 LEAST_BEYOND = 5
 """A percentile with fewer values beyond it gets no interval: there is nothing to draw again."""
 
@@ -45,7 +46,9 @@ def resampled_quantiles_us(
     counts: NDArray[np.float64], buckets: NDArray[np.int64], shares: Sequence[float], weights: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Quantiles of each resample: counts [blocks, used] and weights [R, blocks] give [R, len(shares)]."""
-    return quantiles_us(weights @ counts, buckets, shares)
+    # By and by: all resamples of a long run's histogram at once would take gigabytes.
+    parts = [weights[begin : begin + _RESAMPLES_AT_ONCE] for begin in range(0, len(weights), _RESAMPLES_AT_ONCE)]
+    return np.concatenate([quantiles_us(part @ counts, buckets, shares) for part in parts])
 
 
 def interval(values: NDArray[np.float64], level: float = 0.95) -> tuple[float, float]:

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from benchmarks.load.mistake import GeneratorTooSlow
 from benchmarks.runs import document as documents
 from benchmarks.runs import words
@@ -18,7 +16,6 @@ from benchmarks.runs.round import run_round
 
 SLO_MISSED_EXIT_CODE = 1
 INTERRUPTED_EXIT_CODE = 130
-_WIDTH = 120
 
 
 def parser() -> argparse.ArgumentParser:
@@ -78,7 +75,7 @@ def finish(document: documents.Document, folder: Path, plan: Plan, interrupted: 
     if plan.options.json:
         print(json.dumps(document))
     else:
-        console = terminal()
+        console = words.terminal()
         for each in rounds:
             console.print(words.render(each))
         console.print(f"{'Interrupted: kept what there was in' if interrupted else 'Written to'} {path}", style="dim")
@@ -88,12 +85,6 @@ def finish(document: documents.Document, folder: Path, plan: Plan, interrupted: 
         raise GeneratorTooSlow(complaint)
     is_held = all(each["goodput"] and each["goodput"]["is_slo_held"] for each in rounds)
     return 0 if is_held else SLO_MISSED_EXIT_CODE
-
-
-def terminal() -> Console:
-    """stdout, wide enough for the tables where it is no terminal."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=_WIDTH)
 
 
 def _title(options: argparse.Namespace) -> str:

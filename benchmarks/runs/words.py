@@ -3,16 +3,23 @@
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from benchmarks.runs.summary import PERCENTILES
 
+_WIDTH = 120
 LABELS = {
     "ttft_ms": "TTFT", "ttft_service_ms": "  service only", "itl_ms": "ITL", "tpot_ms": "TPOT",
     "e2e_ms": "E2E", "e2e_service_ms": "  service only", "client_queue_ms": "held back here",
 }  # fmt: skip
+
+
+def terminal() -> Console:
+    """stdout, wide enough for the tables where it is no terminal."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=_WIDTH)
 
 
 def verdict(document: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ from argparse import Namespace
 _MODULES = {
     "autoscale": "benchmarks.simulator.__main__",
     "calibrate": "benchmarks.calibrate",
+    "compare": "benchmarks.runs.compare",
     "serve": "benchmarks.runs.serve",
 }
 """Loaded by name and only then: nothing that serves requests may load what measures it (pyproject.toml)."""
