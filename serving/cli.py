@@ -28,7 +28,10 @@ class _Parser(argparse.ArgumentParser):
 
 _BENCHMARKS = {
     "serve": "send load to any OpenAI-compatible server, and say how it served",
+    "sweep": "find the knee, and the highest rate that holds the SLO",
+    "soak": "the same load for hours: do memory, descriptors or threads grow?",
     "compare": "two runs: is the second one worse? Exit code 1 if so",
+    "report": "a run as one HTML page, with its charts as PNG beside it",
     "autoscale": "what the autoscaler is worth, simulated",
     "calibrate": "what an engine step costs here; prints the `speed` section of each pool",
 }

@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import json
 import random
+import resource
 import sys
 import time
 from collections.abc import Sequence
@@ -32,13 +33,15 @@ _OK = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\
 class Manners:
     """How it answers.
 
-    ``jitter``: sigma of the log-normal factor on each time of waiting. ``num_slots`` requests are answered at once, the
-    others wait in line (0: all at once). ``refused_every``-th request gets a 503 (0: none). ``freeze_at_s`` after the
-    first request it does nothing at all for ``freeze_s``.
+    ``first_s`` until the first chunk, ``step_s`` between two of a stream. Or ``engine_step_s``: as an engine does it,
+    each step writes a chunk to every stream. ``jitter``: sigma of the log-normal factor on each time of waiting.
+    ``num_slots`` requests are answered at once, the others wait in line (0: all at once). ``refused_every``-th request
+    gets a 503 (0: none). ``freeze_at_s`` after the first request it does nothing at all for ``freeze_s``.
     """
 
     first_s: float = 0.0
     step_s: float = 0.0
+    engine_step_s: float = 0.0
     jitter: float = 0.0
     num_slots: int = 0
     refused_every: int = 0
@@ -78,6 +81,7 @@ class NullServer:
         self._line: list[asyncio.Future[None]] = []
         self._server: asyncio.Server | None = None
         self._is_frozen = False
+        self._streams: list[_Answering] = []
 
     async def listen(self, port: int = 0, host: str = "127.0.0.1") -> int:
         """The port."""
@@ -103,6 +107,20 @@ class NullServer:
         """What the next time of waiting is multiplied with."""
         return random.lognormvariate(0.0, self.manners.jitter) if self.manners.jitter else 1.0
 
+    def join(self, stream: "_Answering") -> None:
+        """``stream`` gets a chunk with each engine step from now on, until it has ended."""
+        self._streams.append(stream)
+        if len(self._streams) == 1:
+            loop = asyncio.get_running_loop()
+            loop.call_later(self.manners.engine_step_s, self._step, loop.time() + self.manners.engine_step_s)
+
+    def _step(self, due_s: float) -> None:
+        self._streams = [stream for stream in self._streams if stream.advance()]
+        if self._streams:
+            loop = asyncio.get_running_loop()
+            due_s = max(due_s + self.manners.engine_step_s, loop.time())
+            loop.call_later(due_s - loop.time(), self._step, due_s)
+
     async def take_slot(self) -> None:
         if self.manners.num_slots and self._num_busy >= self.manners.num_slots:
             turn = asyncio.get_running_loop().create_future()
@@ -126,6 +144,8 @@ class _Answering(asyncio.Protocol):
         self._parser = httptools.HttpRequestParser(self)
         self._body = b""
         self._url = b""
+        self._left = 0
+        self._ending = b""
         self._task: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -152,7 +172,11 @@ class _Answering(asyncio.Protocol):
         else:
             fields = orjson.loads(body)
             num_chunks, prompt_tokens = int(fields.get("max_tokens") or 16), body.count(b" ") + 1
-            if manners.first_s or manners.step_s or manners.num_slots:
+            if manners.engine_step_s:
+                self._left, self._ending = num_chunks, _ending(prompt_tokens, num_chunks)
+                self._transport.write(_HEAD % number)
+                self._server.join(self)
+            elif manners.first_s or manners.step_s or manners.num_slots:
                 self._task = asyncio.get_running_loop().create_task(self._stream(number, prompt_tokens, num_chunks))
             else:
                 self._transport.write(_HEAD % number)
@@ -181,6 +205,12 @@ class _Answering(asyncio.Protocol):
         finally:
             self._server.give_slot()
 
+    def advance(self) -> bool:
+        """One engine step; whether there are more to come."""
+        self._left -= 1
+        self._transport.write(_WORD if self._left else _WORD + self._ending)
+        return self._left > 0 and not self._transport.is_closing()
+
     def connection_lost(self, exc: Exception | None) -> None:
         if self._task is not None:
             self._task.cancel()
@@ -199,6 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, what in (
         ("first-s", "seconds until the first chunk"),
         ("step-s", "seconds between chunks"),
+        ("engine-step-s", "instead: seconds of a step that writes a chunk to every stream"),
         ("jitter", "sigma of the log-normal factor on both"),
         ("freeze-at-s", "seconds after the first request when it freezes"),
         ("freeze-s", "for how long"),
@@ -208,6 +239,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--refused-every", type=int, default=0, help="each such request gets a 503 (0: none)")
     options = vars(parser.parse_args(arguments))
     port = options.pop("port")
+    most_files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
     try:
         uvloop.run(_serve(port, Manners(**options)))
     except KeyboardInterrupt:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import multiprocessing
 import os
+import resource
 import signal
 import sys
 import time
@@ -214,9 +215,16 @@ def _follow(
     return endings, is_interrupted
 
 
+def allow_many_connections() -> None:
+    """Raise this process's limit of open files to what it may have: each request under way is a socket."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def _work(job: Job, pipe: Connection) -> None:
     """A worker process's life. Ctrl-C is its parent's to hear."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    allow_many_connections()
     uvloop.run(_drive(job, pipe))
 
 

@@ -162,6 +162,7 @@ def add_outcome(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max-delay-ms", type=_positive, default=20.0, metavar="MS",
                        help="p99 of the generator's own delay over which a run fails (default: 20)")  # fmt: skip
     group.add_argument("--out", type=Path, metavar="FOLDER", help="default: results/bench/KIND-TIME")
+    group.add_argument("--report", action="store_true", help="also write report.html and its charts")
     group.add_argument("--json", action="store_true", help="print run.json and nothing else")
 
 

@@ -71,7 +71,7 @@ def finish(document: documents.Document, folder: Path, plan: Plan, interrupted: 
     rounds: list[dict[str, Any]] = document["rounds"]
     complaint = next((each["generator"]["complaint"] for each in rounds if each["generator"]["complaint"]), None)
     document["status"] = "interrupted" if interrupted else "generator was the bottleneck" if complaint else "complete"
-    path = documents.write(folder, document)
+    path = write_out(document, folder, plan.options.report)
     if plan.options.json:
         print(json.dumps(document))
     else:
@@ -85,6 +85,16 @@ def finish(document: documents.Document, folder: Path, plan: Plan, interrupted: 
         raise GeneratorTooSlow(complaint)
     is_held = all(each["goodput"] and each["goodput"]["is_slo_held"] for each in rounds)
     return 0 if is_held else SLO_MISSED_EXIT_CODE
+
+
+def write_out(document: documents.Document, folder: Path, has_report: bool) -> Path:
+    """``run.json``, and the report where it is wanted; the document's path."""
+    path = documents.write(folder, document)
+    if has_report:
+        from benchmarks.report.page import write_report  # needs matplotlib, which measuring does not
+
+        write_report(documents.read(folder))
+    return path
 
 
 def _title(options: argparse.Namespace) -> str:

@@ -7,7 +7,10 @@ _MODULES = {
     "autoscale": "benchmarks.simulator.__main__",
     "calibrate": "benchmarks.calibrate",
     "compare": "benchmarks.runs.compare",
+    "report": "benchmarks.report.command",
     "serve": "benchmarks.runs.serve",
+    "soak": "benchmarks.runs.soak",
+    "sweep": "benchmarks.runs.sweep",
 }
 """Loaded by name and only then: nothing that serves requests may load what measures it (pyproject.toml)."""
 

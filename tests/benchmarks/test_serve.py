@@ -143,7 +143,7 @@ def test_help_lists_every_subject(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         bench("--help")
     shown = capsys.readouterr().out
-    assert [name for name in ("serve", "compare", "autoscale", "calibrate") if name not in shown] == []
+    assert [name for name in ("serve", "sweep", "soak", "compare", "report") if name not in shown] == []
 
 
 def test_the_live_view_shows_progress_rates_percentiles_and_errors() -> None:
