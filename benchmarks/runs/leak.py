@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from benchmarks.runs.intervals import interval
 
-_MOST_SAMPLES = 240
-_NUM_RESAMPLES = 400
+_MOST_SAMPLES = 150
+_NUM_RESAMPLES = 200
 _NUM_BLOCKS = 12
 _S_PER_HOUR = 3600.0
 

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,9 @@ from benchmarks.load.schedule import Schedule
 from benchmarks.load.target import parse_target
 
 Row = dict[str, Any]
+GENEROUS = ("--max-delay-ms", "60000", "--prompt-tokens", "20", "--output-tokens", "5", "--workers", "2")
+"""Options of a run whose speed is not what is tested, whatever else runs on the machine."""
+
 Driven = Callable[..., Awaitable[list[Row]]]
 
 
@@ -55,3 +58,16 @@ def start_null_server(manners: Manners) -> "tuple[subprocess.Popen[bytes], int]"
     process = subprocess.Popen(command, stdout=subprocess.PIPE)
     assert process.stdout is not None
     return process, int(orjson.loads(process.stdout.readline())["port"])
+
+
+@pytest.fixture(scope="session")
+def url() -> Iterator[str]:
+    """A server in a process of its own, quick and never refusing."""
+    yield from served(Manners(first_s=0.002, step_s=0.001))
+
+
+def served(manners: Manners) -> Iterator[str]:
+    process, port = start_null_server(manners)
+    yield f"http://127.0.0.1:{port}"
+    process.kill()
+    process.communicate()

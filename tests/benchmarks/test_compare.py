@@ -16,6 +16,11 @@ from tests.benchmarks.test_rows import FAILED, row
 LOAD = {"rate_per_s": 10.0, "concurrency": None, "warmup_s": 0.0}
 
 
+@pytest.fixture(autouse=True)
+def fewer_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare, "NUM_RESAMPLES", 1000)
+
+
 def write_run(folder: Path, slowness: float = 1.0, seed: int = 0, *, failed: float = 0.0, **load: Any) -> Path:
     """A run of two rounds whose latencies vary by a third, slow seconds included."""
     rng = np.random.default_rng(seed)

@@ -20,18 +20,13 @@ from benchmarks.runs import document as documents
 from benchmarks.runs import serve
 from benchmarks.runs.live import View
 from serving.cli import main
-from tests.benchmarks.conftest import start_null_server
-
-GENEROUS = ("--max-delay-ms", "60000", "--prompt-tokens", "20", "--output-tokens", "5", "--workers", "2")
-"""Whatever else runs on the machine: what is asserted here is not how fast it is."""
+from tests.benchmarks.conftest import GENEROUS, served
 
 
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    process, port = start_null_server(Manners(first_s=0.002, step_s=0.001, refused_every=10))
-    yield f"http://127.0.0.1:{port}"
-    process.kill()
-    process.communicate()
+@pytest.fixture
+def refusing_url() -> Iterator[str]:
+    """Every tenth request gets a 503; the first two are the probe's."""
+    yield from served(Manners(first_s=0.002, step_s=0.001, refused_every=10))
 
 
 def bench(*arguments: str) -> int:
@@ -39,11 +34,11 @@ def bench(*arguments: str) -> int:
 
 
 def test_a_run_is_one_document_with_its_rows_beside_it(
-    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    refusing_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
     slo = ("--slo", "ttft=1h,objective=0.8")
-    arguments = ("--url", url, "--rate", "100", "--duration", "1s", "--rounds", "2", *slo, "--out", str(out))
+    arguments = ("--url", refusing_url, "--rate", "100", "--duration", "1s", "--rounds", "2", *slo, "--out", str(out))
     assert bench("serve", *GENEROUS, *arguments) == 0
     assert "SLO HELD" in capsys.readouterr().out
     found = documents.read(out)
@@ -61,8 +56,18 @@ def test_a_run_is_one_document_with_its_rows_beside_it(
     assert second["latency"]["itl_ms"]["n"] == 4 * second["requests"]["num_ok"]
 
 
-def test_a_missed_slo_has_its_exit_code(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ("--url", url, "--concurrency", "3", "--requests", "40", "--out", str(tmp_path / "run"), "--json")
+def test_a_missed_slo_has_its_exit_code(refusing_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = (
+        "--url",
+        refusing_url,
+        "--concurrency",
+        "3",
+        "--requests",
+        "40",
+        "--out",
+        str(tmp_path / "run"),
+        "--json",
+    )
     assert bench("serve", *GENEROUS, *arguments) == 1
     document = json.loads(capsys.readouterr().out)
     (found,) = document["rounds"]
