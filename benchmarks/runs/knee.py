@@ -48,20 +48,25 @@ def highest_rate(points: Sequence[Point], objective: float, rng: np.random.Gener
     value = _crossing(
         by_rate, [float(np.mean([point.share for point in group])) for group in groups], counts, objective
     )
-    drawn = np.empty(NUM_RESAMPLES)
-    for place in range(NUM_RESAMPLES):
-        means = []
-        for group in groups:
-            picked = rng.integers(0, len(group), len(group))
-            means.append(float(np.mean([group[index].drawn_shares[rng.integers(NUM_RESAMPLES)] for index in picked])))
-        drawn[place] = _crossing(by_rate, means, counts, objective)
+    means = np.stack([_drawn_means(group, rng) for group in groups], axis=1)
+    drawn = np.array([_crossing(by_rate, row, counts, objective) for row in means])
     # Order statistics: infinite ends cannot be interpolated.
     ordered = np.sort(drawn)
     tail = round(0.025 * NUM_RESAMPLES)
     return Estimate(value, float(ordered[tail]), float(ordered[-tail - 1]))
 
 
-def _crossing(rates: Sequence[float], shares: Sequence[float], counts: NDArray[np.float64], objective: float) -> float:
+def _drawn_means(rounds: Sequence[Point], rng: np.random.Generator) -> NDArray[np.float64]:
+    """Means of the rounds of one rate, drawn anew: [R]."""
+    shares = np.stack([point.drawn_shares for point in rounds])
+    shape = (NUM_RESAMPLES, len(rounds))
+    found: NDArray[np.float64] = shares[rng.integers(0, len(rounds), shape), rng.integers(0, shares.shape[1], shape)]
+    return np.asarray(found.mean(axis=1))
+
+
+def _crossing(
+    rates: Sequence[float], shares: Sequence[float] | NDArray[np.float64], counts: NDArray[np.float64], objective: float
+) -> float:
     """Where the falling curve reaches ``objective``: 0 when it is always below, infinite when never."""
     falling = non_increasing(np.asarray(shares), counts)
     if falling[0] < objective:

@@ -46,7 +46,8 @@ def test_the_page_loads_nothing_and_leads_with_the_verdict(run: Path, capsys: py
 
 def test_what_a_server_says_cannot_become_markup(run: Path) -> None:
     found = documents.read(run)
-    found.document["rounds"][0]["errors"][0]["error"] = "<script>alert(1)</script>"
+    found.document["rounds"][0]["errors"] = [{"status": 500, "error": "<script>alert(1)</script>", "number": 1,
+                                              "first_s": 0.0, "last_s": 1.0, "request_ids": ["<b>"]}]  # fmt: skip
     found.document["target"]["model"] = "<b>"
     text = write_report(found).read_text()
     assert "<script" not in text
