@@ -55,7 +55,7 @@ def cases(span_s: float) -> tuple[Case, ...]:
         Case("chunks", ("--engine-step-s", "0.005"), closed_schedule(workload(400), 2**12, 1),
              Manner(concurrency=640, span_s=span_s)),
         Case("both", (), open_schedule(workload(CHUNKS_EACH), steady(GOAL_REQUESTS_PER_S, span_s), "constant", 1),
-             Manner()),
+             Manner(concurrency=2000)),
     )  # fmt: skip
 
 
@@ -97,9 +97,10 @@ def measure(case: Case) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             job = Job(parse_target(f"http://127.0.0.1:{port}"), Speech("null", 1), case.manner, case.schedule, Path())
             sent = send(job, Path(folder), NUM_WORKERS, watch)
-            begin_s, end_s = read_rows(sent.rows).span_s
+            rows = read_rows(sent.rows)
+            begin_s, end_s = rows.span_s
         live, span_s = sent.live, end_s - begin_s
-        assert live.num_failed == 0, f"{live.num_failed} answers were not whole"
+        assert live.num_failed == 0, f"{live.num_failed} answers were not whole: {rows.errors[0]}"
         # From the first report on: before it, the workers were starting.
         generator_cpu_s, server_cpu_s = (max(column) - column[0] for column in zip(*used, strict=True))
         num_ended, num_events = live.num_ended - seen[0][0], live.num_events - seen[0][1]
