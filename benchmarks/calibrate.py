@@ -10,7 +10,6 @@ otherwise learn in its first minute.
 
 import argparse
 import asyncio
-import json
 import random
 import statistics
 import sys
@@ -102,8 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             }
             for each in found
         ]
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps({**head, "pools": pools}, indent=1) + "\n")
+        environment.write(options.json, {**head, "pools": pools})
     return 0
 
 
@@ -128,26 +126,12 @@ async def calibrate(server: RunningServer, model: str, pool: str) -> Calibration
             await _batch(server, model, concurrency, prompt_tokens, rng)
     await asyncio.sleep(SETTLE_S)
     load = (await asyncio.to_thread(server.status))["replicas"][0]["load"]
-    step_model = step_model_of(load)
+    step_model = StepModel.of(load)
     held_out = [
         _compare(step_model, prompt_tokens, concurrency, await _batch(server, model, concurrency, prompt_tokens, rng))
         for prompt_tokens, concurrency in HELD_OUT
     ]
     return Calibration(model, pool, step_model, tuple(held_out))
-
-
-def step_model_of(load: dict[str, Any]) -> StepModel:
-    """What a replica says of itself in /admin/status."""
-    c0_s, c1_s_per_sequence, ckv_s_per_token, cp_s_per_token = load["speed"]
-    return StepModel(
-        c0_s=c0_s,
-        c1_s_per_sequence=c1_s_per_sequence,
-        ckv_s_per_token=ckv_s_per_token,
-        cp_s_per_token=cp_s_per_token,
-        max_num_batched_tokens=load["max_num_batched_tokens"],
-        max_num_seqs=load["max_num_seqs"],
-        kv_capacity_tokens=load["kv_capacity_tokens"],
-    )
 
 
 async def _batch(

@@ -77,8 +77,7 @@ def main() -> None:
     print_table(summary)
     if arguments.json:
         result = {**head, "summary": summary, "rounds": [asdict(sample) for sample in samples]}
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+        environment.write(arguments.json, result)
 
 
 def measure(config_path: Path) -> Sample:

@@ -5,7 +5,6 @@ streams alternate. Reported are streams lost, the gateway's CPU time per chunk, 
 """
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -51,8 +50,7 @@ def main() -> None:
         print("   ".join(f"{name} {value:g}" for name, value in row.items()))
     if arguments.json:
         result = {**head, "summary": summary, "rounds": [asdict(cell) for cell in cells]}
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+        environment.write(arguments.json, result)
 
 
 def run(config_path: Path, num_rounds: int) -> list[Cell]:

@@ -7,7 +7,6 @@ busy (Azure's conversations). Writes benchmarks/results/cpu_pool.json.
 """
 
 import argparse
-import json
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
@@ -110,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     "served_by_cpu": round(sum(served[1:]) / len(case.trace), 4),
                 }
             )
-    chosen.json.write_text(json.dumps({**head, "num_seeds": chosen.seeds, "rows": rows}, indent=1) + "\n")
+    environment.write(chosen.json, {**head, "num_seeds": chosen.seeds, "rows": rows})
     return 0
 
 

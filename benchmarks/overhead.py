@@ -92,8 +92,7 @@ def main() -> None:
     print_table(summary, footprint)
     if arguments.json:
         result = {**head, "summary": summary, "footprint": footprint, "rounds": [asdict(cell) for cell in cells]}
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+        environment.write(arguments.json, result)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ policy on one core, and writes them to benchmarks/results/week.json.
 """
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -57,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             }
         )
     document = {**head, "trace": trace.name, "num_requests": len(trace), "span_s": SPAN_S, "runs": runs}
-    chosen.json.write_text(json.dumps(document, indent=1) + "\n")
+    environment.write(chosen.json, document)
     return 0
 
 

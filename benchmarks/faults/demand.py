@@ -181,7 +181,8 @@ async def flooded(stage: Stage) -> Outcome:
     )
     checks = {
         "the other tenant loses nothing": not run.failed,
-        "nine of its first tokens in ten are in time": percentile(after, 0.9) <= SLO_TTFT_S,
+        "half of its first tokens come as before": percentile(after, 0.5) <= 2.0 * percentile(before, 0.5),
+        "nine in ten are in time": percentile(after, 0.9) <= SLO_TTFT_S,
         "what is refused is the flood, as one tenant's": bool(flood.failed) and all(map(_is_refusal, flood.failed)),
     }
     figures = {
@@ -236,7 +237,7 @@ async def nowhere(stage: Stage) -> Outcome:
 FAULTS = (
     Fault("F21", "10x overload and a herd of 2000", SCRIPTED, "goodput >= 90 %, early refusals, fair", overloaded),
     Fault("F22", "retry storm", SCRIPTED, "retries within budget, Retry-After spread", retry_storm),
-    Fault("F34", "one tenant floods", SCRIPTED, "another's TTFT stays within its SLO", flooded),
+    Fault("F34", "one tenant floods", SCRIPTED, "another's TTFT stays what it was", flooded),
     Fault("F35", "cold start from zero", SCRIPTED, "waits and is answered, or 503 with the ETA", cold_start),
     Fault("F37", "no pool can serve", SCRIPTED, "503 in 100 ms, nothing piles up", nowhere),
 )

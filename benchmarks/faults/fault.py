@@ -90,18 +90,13 @@ def document(played: Iterable[tuple[Fault, Outcome]]) -> list[dict[str, object]]
             "row": fault.row,
             "name": fault.name,
             "promise": fault.promise,
-            "effect": {name: _json(value) for name, value in dataclasses.asdict(outcome.effect).items()},
+            "effect": dataclasses.asdict(outcome.effect),
             "checks": dict(outcome.checks),
-            "figures": {name: _json(value) for name, value in outcome.figures.items()},
+            "figures": dict(outcome.figures),
             "errors": dict(outcome.errors),
         }
         for fault, outcome in played
     ]
-
-
-def _json(value: Value) -> Value | None:
-    """JSON has no NaN."""
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _short(value: Value) -> str:

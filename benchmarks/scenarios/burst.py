@@ -131,8 +131,7 @@ def main() -> int:
             "bindings": _bindings([entry["decision"] for entry in decisions if "decision" in entry]),
             "failures": [f"{sent.due.at_s:.1f} s: {sent.error}" for sent in run.failed][:50],
         }
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(_without_nan(document), indent=1, allow_nan=False) + "\n")
+        environment.write(arguments.json, document)
     if arguments.plot:
         _plot(arguments.plot, run, samples)
     return 1 if run.failed else 0
@@ -258,15 +257,6 @@ def _bindings(decisions: Sequence[dict[str, Any]]) -> dict[str, int]:
         binding = decision["plan"]["binding"]
         found[binding] = found.get(binding, 0) + 1
     return found
-
-
-def _without_nan(value: Any) -> Any:
-    """JSON has no NaN: what was not measured is null."""
-    if isinstance(value, dict):
-        return {name: _without_nan(entry) for name, entry in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(entry) for entry in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _print(summary: dict[str, Any]) -> None:

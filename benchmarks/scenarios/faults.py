@@ -65,8 +65,7 @@ def _write(path: Path, head: Mapping[str, object], rows: list[dict[str, object]]
     known = {(row["row"], row["name"]): row for row in [*former, *rows]}
     order = {(fault.row, fault.name): index for index, fault in enumerate(FAULTS)}
     kept = sorted((key for key in known if key in order), key=order.__getitem__)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**head, "faults": [known[key] for key in kept]}, indent=1) + "\n")
+    environment.write(path, {**head, "faults": [known[key] for key in kept]})
 
 
 if __name__ == "__main__":

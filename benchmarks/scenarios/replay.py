@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import environment
-from benchmarks.calibrate import FIRST_ID, LAST_ID, step_model_of
+from benchmarks.calibrate import FIRST_ID, LAST_ID
 from benchmarks.load.traffic import Driver, Due, Run
 from benchmarks.scenarios.burst import MODEL, TPOT_SLO_S, TTFT_SLO_S, USD_PER_HOUR, config, sampled, usd_of
 from benchmarks.server import RunningServer, running
@@ -75,8 +75,7 @@ def main() -> int:
             "slo_error": round(slo_error, 4),
             "scenario": scenario.model_dump(mode="json"),
         }
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps({**head, **found}, indent=1) + "\n")
+        environment.write(options.json, {**head, **found})
     return int(abs(cost_error) > COST_TOLERANCE or abs(slo_error) > SLO_TOLERANCE or real["num_lost"] > 0)
 
 
@@ -129,7 +128,7 @@ async def _watch_speeds(server: RunningServer, found: dict[str, list[StepModel]]
         with contextlib.suppress(OSError, ValueError):
             for replica in (await asyncio.to_thread(server.status))["replicas"]:
                 if replica["load"] and replica["load"]["work"][0] > 100:
-                    found[replica["pool"]].append(step_model_of(replica["load"]))
+                    found[replica["pool"]].append(StepModel.of(replica["load"]))
         await asyncio.sleep(5.0)
 
 

@@ -73,9 +73,8 @@ def _write(
     options: argparse.Namespace, head: dict[str, object], entries: Sequence[Entry], found: Sequence[Study]
 ) -> None:
     if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
         document = {**head, "schema_version": SCHEMA_VERSION, "studies": entries}
-        options.json.write_text(json.dumps(document, indent=1) + "\n")
+        environment.write(options.json, document)
     if options.report:
         from benchmarks.simulator.report import write_report
 

@@ -23,7 +23,7 @@ from benchmarks.simulator.outcome import Outcome, Sample
 from benchmarks.simulator.replica import SimReplica, SimRequest
 from benchmarks.simulator.scenario import Pool, Scenario
 from benchmarks.simulator.trace import Trace
-from serving.router.choice import Hold, Rules, choose
+from serving.router.choice import Hold, Rules, ahead_s, choose
 
 _WAIT = Hold.WAIT
 _AFTER_S = 900.0
@@ -214,9 +214,8 @@ class _Simulation:
                 self._queue.remove(request)
 
     def _ahead_s(self) -> float:
-        """Seconds that the primary replicas need for the prompts that wait."""
-        speed_tokens_per_s = sum(replica.prefill_tokens_per_s for replica in self._open if not replica.is_fallback)
-        return sum(request.prompt_tokens for request in self._queue) / speed_tokens_per_s
+        prompt_tokens = sum(request.prompt_tokens for request in self._queue)
+        return ahead_s(prompt_tokens, len(self._queue), self._mean_output_tokens, self._open)
 
     def _send(self, request: SimRequest, ahead_s: float = 0.0) -> Hold | None:
         """None: sent."""

@@ -1,11 +1,11 @@
-"""The record of what was decided, and why: a ring in memory, and files that outlive the server.
+"""The record of what was decided, and why: a ring of two files that outlive the server, the newest decisions in one and
+those before in the other.
 
 A file begins with all that the first decision in it knew; each later line holds what was new. So any file can be
 replayed by itself: `ballast autoscale replay FILE`.
 """
 
 import json
-from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +21,6 @@ FILE_NAME = "decisions.jsonl"
 FORMER_FILE_NAME = "decisions.1.jsonl"
 MAX_FILE_BYTES = 64 * 2**20
 SCHEMA_VERSION = 1
-RING_SIZE = 1800
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,18 +60,16 @@ def with_models(spec: Spec, step_models: Mapping[str, StepModel]) -> Spec:
 
 
 class DecisionLog:
-    """Keeps the newest decisions in memory and appends all to a file, which is put aside when it is full."""
+    """Appends to a file, which takes the place of the one put aside before when it is full."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / FILE_NAME
         self._former_path = folder / FORMER_FILE_NAME
         self._started: set[str] = set()
-        self.ring: deque[Decision] = deque(maxlen=RING_SIZE)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def write(self, decision: Decision, start: Start) -> None:
         """``start``: what was known before this decision, in case it is the first in its file. Raises OSError."""
-        self.ring.append(decision)
         if self._path.exists() and self._path.stat().st_size > MAX_FILE_BYTES:
             self._path.replace(self._former_path)
             self._started.clear()

@@ -3,49 +3,30 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from serving.config import Config
-from serving.config.model import ModelConfig
-from serving.config.pool import Fallback
 from serving.errors import ApiError, EngineUnavailable, Overloaded, Quarantined, ReplicaLost, ReplicaSilent
 from serving.gateway.auth import Identity
-from serving.gateway.deaths import SharedQuarantine
+from serving.gateway.dispatcher import MAX_DEATHS, Dispatcher
 from serving.gateway.endpoint import Endpoint
 from serving.gateway.exchange import ClientGone, Exchange
 from serving.gateway.json_body import serialise
 from serving.gateway.request import ValidRequest
 from serving.protocol.asgi import Receive
 from serving.protocol.frames import OpenHead
-from serving.protocol.stats import DemandStats, PoolStats, Stats
-from serving.router.affinity import Affinity, prefixes
-from serving.router.choice import Rules
-from serving.router.demand import Demand
-from serving.router.directory import Directory
-from serving.router.failover import Quarantine, RetryBudget
-from serving.router.line import Line, Waiting
+from serving.router.affinity import prefixes
+from serving.router.line import Line
 from serving.router.link import ReplicaStream, StreamFailed
 from serving.router.replica import Prefill, Replica
+from serving.router.waiting import Waiting
 from serving.telemetry import metrics
 
 logger = logging.getLogger("ballast.gateway")
 audit = logging.getLogger("ballast.audit")
 
-RETRY_AFTER_S = 1.0
-MAX_DEATHS = 2
-
 _WORK = frozenset({Endpoint.CHAT, Endpoint.COMPLETIONS, Endpoint.RESPONSES, Endpoint.MESSAGES, Endpoint.EMBEDDINGS})
 """What the engine computes for; the others are answered by the tokenizer alone."""
-
-Coming = Callable[[str], float | None]
-"""Of a model: see ``coming_s`` of `Line`."""
-
-
-def nobody_knows(_model: str) -> float:
-    """Where no autoscaler tells."""
-    return float("nan")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,98 +37,6 @@ class Caller:
     identity: Identity
     salt: str
     fingerprint: Callable[[], bytes]
-
-
-@dataclass(frozen=True, slots=True)
-class ModelRoutes:
-    """What the requests of one model share in a gateway."""
-
-    model: ModelConfig
-    line: Line
-    demand: Demand
-    affinity: Affinity
-    fallbacks: Mapping[str, Fallback]
-    """By pool."""
-
-
-class Dispatcher:
-    """What the requests of one gateway share: the replicas, the lines before them, and the bounds on failing over."""
-
-    def __init__(self, directory: Directory, config: Config, deaths_path: Path, coming: Coming = nobody_knows) -> None:
-        self.directory = directory
-        self.limits = limits = config.limits
-        self.budget = RetryBudget(limits.retry_budget_ratio, limits.retry_budget_floor)
-        self.quarantine = SharedQuarantine(Quarantine(MAX_DEATHS, limits.quarantine_s), deaths_path)
-        self.routes = {model.name: self._routes(model, coming) for model in config.models}
-        directory.on_change(self.pump)
-
-    def pump(self) -> None:
-        for routes in self.routes.values():
-            routes.line.pump()
-
-    def tick(self) -> None:
-        """Call about twice a second."""
-        for name, routes in self.routes.items():
-            routes.line.tick()
-            num_late = sum(1 for _ in routes.line.late)
-            metrics.WAITING.labels(name, "in_time").set(routes.line.num_waiting - num_late)
-            metrics.WAITING.labels(name, "late").set(num_late)
-
-    def end_all(self) -> None:
-        """Nobody waits any longer."""
-        for routes in self.routes.values():
-            routes.line.end_all()
-
-    def stats(self) -> Stats:
-        """What the autoscaler is told."""
-        replicas = self.directory.all()
-        stats = DemandStats.as_streams({replica.name: replica.link.num_streams for replica in replicas})
-        for name, routes in self.routes.items():
-            stats |= self._demand_stats(routes).as_stats(name, routes.demand.prompts)
-            for pool in routes.model.pools:
-                stats |= self._pool_stats(name, pool.name).as_stats(name, pool.name)
-        return stats
-
-    def _demand_stats(self, routes: ModelRoutes) -> DemandStats:
-        demand, late = routes.demand, list(routes.line.late)
-        return DemandStats(
-            num_arrived=demand.num_arrived,
-            prompt_tokens=demand.prompt_tokens,
-            num_finished=demand.num_finished,
-            output_tokens=demand.output_tokens,
-            num_met=demand.num_met,
-            num_missed=demand.num_missed,
-            num_queued=routes.line.num_waiting - len(late),
-            num_late=len(late),
-            late_prompt_tokens=sum(waiting.prompt_tokens for waiting in late),
-            oldest_late_s=time.monotonic() - min(waiting.arrived_s for waiting in late) if late else 0.0,
-        )
-
-    def _pool_stats(self, model: str, pool: str) -> PoolStats:
-        """Speeds are the mean over the pool's replicas; all of them have the same bounds."""
-        loads = [
-            replica.load
-            for replica in self.directory.replicas(model)
-            if replica.address.pool == pool and replica.load is not None
-        ]
-        work = self.directory.work(model, pool)
-        if not loads:
-            return PoolStats(*work)
-        speed = [sum(values) / len(loads) for values in zip(*(load["speed"] for load in loads), strict=True)]
-        first = loads[0]
-        bounds = (first["max_num_batched_tokens"], first["max_num_seqs"], first["kv_capacity_tokens"])
-        return PoolStats(*work, *speed, *map(float, bounds))
-
-    def _routes(self, model: ModelConfig, coming: Coming) -> ModelRoutes:
-        limits = self.limits
-        line = Line(
-            Rules(tpot_slo_s=model.slo.tpot_s, is_shedding=model.slo.shed),
-            limits.max_queued_requests,
-            limits.queue_timeout_s,
-            lambda: coming(model.name),
-        )
-        fallbacks = {pool.name: pool.fallback for pool in model.pools if pool.fallback is not None}
-        return ModelRoutes(model, line, Demand(), Affinity(), fallbacks)
 
 
 class Dispatch:
@@ -175,13 +64,12 @@ class Dispatch:
         self._stream: ReplicaStream | None = None
         self._tried: set[str] = set()
         self._body = serialise(request.body)
-        self._max_output_tokens = request.max_output_tokens
         self._prefixes = prefixes(request.body, caller.salt)
         self._is_work = endpoint in _WORK
         self._prompt_tokens = routes.demand.expected_prompt_tokens(len(self._body)) if self._is_work else 0
         self._output_tokens = routes.demand.expected_output_tokens(request.max_output_tokens) if self._is_work else 0
         self._is_slo_missed = False
-        self._pools = self._fallback_pools(caller.identity)
+        self._pools = self._fallback_pools(caller.identity, request.max_output_tokens)
         self._waiting = self._place_in_line(request, caller.identity)
         self._head: OpenHead = {
             "method": "POST",
@@ -266,6 +154,7 @@ class Dispatch:
     def finish(self, error: Exception | None, now_s: float) -> None:
         """The request is over, and ``exchange.usage`` says what it has cost."""
         exchange, demand = self._exchange, self._routes.demand
+        self._routes.line.end(self._waiting)
         usage = exchange.usage
         if self._replica is not None:
             self._replica.refresh()
@@ -353,9 +242,8 @@ class Dispatch:
     def _cached_tokens(self, replica: Replica) -> int:
         return self._waiting.cached_tokens if replica.name == self._waiting.home else 0
 
-    def _fallback_pools(self, identity: Identity) -> frozenset[str]:
-        """Which fallback pools may serve this request."""
-        limit = self._max_output_tokens
+    def _fallback_pools(self, identity: Identity, limit: int | None) -> frozenset[str]:
+        """Which fallback pools may serve this request, whose answer has at most ``limit`` tokens."""
         output_tokens = self._output_tokens if limit is None else limit
         return frozenset(
             pool

@@ -8,7 +8,8 @@ from serving.errors import Overloaded
 from serving.gateway.auth import Authenticator, Identity
 from serving.gateway.body import Headers, check_media, read_body
 from serving.gateway.catalog import Catalog, check_task
-from serving.gateway.dispatch import RETRY_AFTER_S, Caller, Coming, Dispatch, Dispatcher, nobody_knows
+from serving.gateway.dispatch import Caller, Dispatch
+from serving.gateway.dispatcher import Coming, Dispatcher, nobody_knows
 from serving.gateway.endpoint import Endpoint
 from serving.gateway.exchange import Exchange
 from serving.gateway.json_body import canonical, parse
@@ -19,6 +20,7 @@ from serving.protocol.stats import Stats
 from serving.router.directory import Directory
 
 TICK_S = 0.5
+RETRY_AFTER_S = 1.0
 
 
 class Inference:

@@ -5,8 +5,10 @@ earliest first token; while none is open it waits in the gateway, where a replic
 can still take it. Waiting there costs nothing as long as each replica has `Rules.max_backlog_s` of work, and it keeps
 every prediction short and therefore right.
 
+- A replica that is full (of sequences, of KV cache, or slower than the TPOT allows) promises a first token only after
+  one of its sequences has ended.
 - The replica that holds the request's prefix is preferred while that delays the first token by no more than
-  `Rules.max_affinity_delay_s`.
+  `Rules.max_affinity_delay_s`. A prefix that saves next to nothing is no reason.
 - Equal promises: the replica with fewer sequences; then the random draw, because several gateways with slightly old
   figures must not all pick the same one (power of two choices, Mitzenmacher 2001).
 - A fallback pool takes what it can finish inside both SLOs when no primary replica will meet the deadline.
@@ -15,7 +17,7 @@ every prediction short and therefore right.
 """
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -156,6 +158,25 @@ def choose(
 _NEVER_S = float("inf")
 
 
+def ahead_s(prompt_tokens: int, num_waiting: int, expected_output_tokens: float, replicas: Iterable[Replica]) -> float:
+    """Seconds until the primary replicas have taken in ``num_waiting`` requests with so many prompt tokens in all: as
+    fast as they compute prompts, or, where they are full, as their sequences end.
+    """
+    speed_tokens_per_s = ends_per_s = 0.0
+    num_free = 0
+    for replica in replicas:
+        if replica.is_ready and not replica.is_fallback:
+            speed_tokens_per_s += replica.prefill_tokens_per_s
+            ends_per_s += replica.num_running / (max(1.0, expected_output_tokens) * max(1e-6, replica.tpot_s))
+            num_free += max(0, replica.num_free_slots)
+    if not speed_tokens_per_s:
+        return _NEVER_S
+    prompts_s = prompt_tokens / speed_tokens_per_s
+    if num_waiting <= num_free or not ends_per_s:
+        return prompts_s
+    return max(prompts_s, (num_waiting - num_free) / ends_per_s)
+
+
 def _primary(request: Request, replicas: Sequence[R], draw: float, rules: Rules) -> tuple[R | None, float]:
     """The open primary replica to prefer, and the soonest first token that any primary replica, open or not, promises.
 
@@ -177,22 +198,24 @@ def _primary(request: Request, replicas: Sequence[R], draw: float, rules: Rules)
         speed_tokens_per_s = replica.prefill_tokens_per_s
         promise_s = backlog_s + prompt_tokens / speed_tokens_per_s
         if home_name is not None and replica.name == home_name:
-            home_s = backlog_s + max(0, prompt_tokens - request.cached_tokens) / speed_tokens_per_s
-            is_home = True
+            saved_s = min(prompt_tokens, request.cached_tokens) / speed_tokens_per_s
+            home_s = promise_s - saved_s
+            is_home = saved_s > _EQUAL_S
         elif promise_s > best_s + _EQUAL_S:
             continue
         else:
             is_home = False
-        if promise_s < soonest_s:
-            soonest_s = promise_s
-        if backlog_s > max_backlog_s:
-            continue
         num_running = replica.num_running
         if best is not None and promise_s > best_s - _EQUAL_S and num_running >= best.num_running and not is_home:
             continue
-        if replica.num_free_slots <= 0 or (
+        is_full = replica.num_free_slots <= 0 or (
             num_running and (replica.tpot_s > tpot_slo_s or replica.kv_free_tokens < kv_tokens)
-        ):
+        )
+        if is_full:
+            promise_s += request.expected_output_tokens * replica.tpot_s / max(1, num_running)
+        if promise_s < soonest_s:
+            soonest_s = promise_s
+        if is_full or backlog_s > max_backlog_s:
             continue
         if is_home:
             home = replica

@@ -11,7 +11,7 @@ _FIRST_TOKENS_PER_BYTE = 0.25
 
 
 @dataclass(slots=True)
-class Demand:
+class DemandMeter:
     """Of one model, since the gateway started. ``num_met`` and ``num_missed`` count requests against the SLO."""
 
     num_arrived: int = 0

@@ -7,6 +7,7 @@ choice of replica open until the last moment, and lets requests overtake each ot
 - Among tenants, the one that was served least comes first (virtual token counters: Sheng et al., "Fairness in Serving
   Large Language Models", OSDI '24). A tenant that comes back after a pause starts level with those that wait.
 - Of one tenant's requests, the one with the earliest deadline.
+- A flood leaves some slots free for the others (`Reserve`).
 
 The line is bounded, and so is a request's time in it. Where it is full, the tenant with most in it gives way.
 """
@@ -15,110 +16,21 @@ import asyncio
 import math
 import random
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import islice, zip_longest
+from collections.abc import Callable, Iterator
+from itertools import islice
 
 from serving.errors import EngineUnavailable, Overloaded, RateLimited
-from serving.router.choice import Hold, Rules, choose
+from serving.router.choice import Hold, Rules, ahead_s, choose
 from serving.router.replica import Replica
+from serving.router.reserve import Reserve
+from serving.router.waiting import FairQueue, Waiting
 
 MIN_RETRY_AFTER_S, MAX_RETRY_AFTER_S = 1.0, 60.0
 _NONE_COMING_S = 10.0
 _JITTER = 0.25
-_OUTPUT_WEIGHT = 2.0
-"""What an output token counts against a prompt token in a tenant's account (Sheng et al., and most price lists)."""
 _RATE_S = 10.0
 """The drain rate is a mean over about this long."""
 _NUM_SCANNED = 16
-
-
-@dataclass(slots=True, eq=False)
-class Waiting:
-    """One request. The first attributes are what `choice.choose` asks for."""
-
-    prompt_tokens: int
-    expected_output_tokens: float
-    deadline_s: float
-    is_batch: bool
-    allows_fallback: bool
-    tenant: str
-    replicas: Callable[[], Sequence[Replica]]
-    """Those that may serve it, now."""
-    send: Callable[[Replica], None]
-    """Called once, with the replica of choice."""
-    home: str | None = None
-    cached_tokens: int = 0
-    is_late: bool = False
-    on_late: Callable[[], None] = lambda: None
-    arrived_s: float = field(default_factory=time.monotonic)
-    """In the line: its time there is bounded."""
-    done: asyncio.Future[None] | None = None
-
-    @property
-    def tokens(self) -> float:
-        return self.prompt_tokens + _OUTPUT_WEIGHT * self.expected_output_tokens
-
-
-class _Class:
-    """The requests of one class that wait, by tenant, each tenant's in order of deadline."""
-
-    def __init__(self, accounts: dict[str, float]) -> None:
-        self._accounts = accounts
-        self._tenants: dict[str, deque[Waiting]] = {}
-        self.num_waiting = 0
-        self.prompt_tokens = 0
-
-    def add(self, waiting: Waiting) -> None:
-        own = self._tenants.setdefault(waiting.tenant, deque())
-        self.num_waiting += 1
-        self.prompt_tokens += waiting.prompt_tokens
-        if not own or own[-1].deadline_s <= waiting.deadline_s:
-            own.append(waiting)
-            return
-        place = next(index for index, other in enumerate(own) if other.deadline_s > waiting.deadline_s)
-        own.insert(place, waiting)
-
-    def first(self) -> Waiting | None:
-        if not self._tenants:
-            return None
-        if len(self._tenants) == 1:
-            return next(iter(self._tenants.values()))[0]
-        return self._tenants[min(self._tenants, key=self._standing)][0]
-
-    def _standing(self, tenant: str) -> tuple[float, int]:
-        """The least comes first. Who comes back is level with the least of those that wait, and before its flood."""
-        return self._accounts.get(tenant, 0.0), len(self._tenants[tenant])
-
-    def front(self) -> Iterator[Waiting]:
-        """The first of each tenant, then the second of each, and so on."""
-        rows = zip_longest(*self._tenants.values())
-        return (waiting for row in rows for waiting in row if waiting is not None)
-
-    def remove(self, waiting: Waiting) -> None:
-        """It need not be there."""
-        own = self._tenants.get(waiting.tenant)
-        if own is None or waiting not in own:
-            return
-        own.remove(waiting)
-        self.num_waiting -= 1
-        self.prompt_tokens -= waiting.prompt_tokens
-        if not own:
-            del self._tenants[waiting.tenant]
-
-    def last(self, tenant: str) -> Waiting:
-        return self._tenants[tenant][-1]
-
-    def num_of(self, tenant: str) -> int:
-        return len(self._tenants.get(tenant, ()))
-
-    @property
-    def tenants(self) -> Iterator[str]:
-        return iter(self._tenants)
-
-    def __iter__(self) -> Iterator[Waiting]:
-        return (waiting for own in self._tenants.values() for waiting in own)
 
 
 class Line:
@@ -129,6 +41,7 @@ class Line:
         max_waiting: bound on the line.
         timeout_s: how long a request may wait.
         coming_s: seconds until a replica could be ready; None: none can start; NaN: nobody knows.
+        reserve: what a flood leaves to others.
     """
 
     def __init__(
@@ -137,6 +50,7 @@ class Line:
         max_waiting: int,
         timeout_s: float,
         coming_s: Callable[[], float | None] = lambda: math.nan,
+        reserve: Reserve | None = None,
         rng: random.Random | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -144,10 +58,11 @@ class Line:
         self._max_waiting = max_waiting
         self._timeout_s = timeout_s
         self._coming_s = coming_s
+        self._reserve = reserve or Reserve()
         self._rng = rng or random.Random()
         self._clock = clock
         self._accounts: dict[str, float] = {}
-        self._in_time, self._late, self._batch = self._classes = tuple(_Class(self._accounts) for _ in range(3))
+        self._in_time, self._late, self._batch = self._classes = tuple(FairQueue(self._accounts) for _ in range(3))
         self._sent_per_s = 0.0
         self._sent_at_s = clock()
 
@@ -160,16 +75,17 @@ class Line:
         return iter(self._late)
 
     @property
-    def num_in_time(self) -> int:
-        return self._in_time.num_waiting
+    def num_late(self) -> int:
+        return self._late.num_waiting
 
     def passes(self, waiting: Waiting) -> bool:
         """Send ``waiting`` at once if nobody is before it and a replica is open to it; False: it has to ``wait``.
 
         Raises Overloaded, where what would be late is refused, and what ``waiting.send`` raises.
         """
+        self._reserve.on_seen(waiting.tenant, self._clock())
         if not self._is_anyone_before(waiting):
-            return self._place(waiting)
+            return not self._is_held_back(waiting) and self._place(waiting)
         return not waiting.is_batch and not waiting.is_late and self._jumps(waiting)
 
     async def wait(self, waiting: Waiting) -> None:
@@ -195,17 +111,27 @@ class Line:
             for each in self._classes:
                 each.remove(waiting)
 
+    def end(self, waiting: Waiting) -> None:
+        """What was sent is over. Call for each request; it need not have been sent."""
+        if waiting.is_sent:
+            waiting.is_sent = False
+            self._reserve.on_end(waiting.tenant)
+
     def pump(self) -> None:
         """Send what can be sent now. Call when a replica's load or the set of replicas has changed."""
+        held_back = None
         for each in self._classes:
-            while (waiting := each.first()) is not None:
-                if not self._try(waiting, each):
+            while (waiting := each.first(besides=held_back)) is not None:
+                if self._is_held_back(waiting):
+                    held_back = waiting.tenant
+                elif not self._try(waiting, each):
                     if each is self._in_time:
                         self._scan()
                     return
 
     def tick(self) -> None:
         """Call about twice a second: requests whose help will not come are told so."""
+        self._reserve.tick(self._clock())
         if self.num_waiting:
             self.pump()
             for waiting in [*self._in_time, *self._late, *self._batch]:
@@ -309,17 +235,26 @@ class Line:
     # --------------------------------------------------------------------------------------------------------- sending
 
     def _is_anyone_before(self, waiting: Waiting) -> bool:
-        """In its own class, or in one that comes before it."""
+        """In its own class, or in one that comes before it; who is held back is before nobody else."""
         place = self._classes.index(self._class_of(waiting))
-        return any(each.num_waiting for each in self._classes[: place + 1])
+        firsts = [first for each in self._classes[: place + 1] if (first := each.first()) is not None]
+        tenants = {tenant for each in self._classes[: place + 1] for tenant in each.tenants}
+        if len(tenants) == 1 and waiting.tenant not in tenants:
+            return not self._is_held_back(firsts[0])
+        return bool(tenants)
 
-    def _class_of(self, waiting: Waiting) -> _Class:
+    def _class_of(self, waiting: Waiting) -> FairQueue:
         if waiting.is_late:
             return self._late
         return self._batch if waiting.is_batch else self._in_time
 
     def _choose(self, waiting: Waiting, ahead_s: float = 0.0) -> Replica | Hold:
         return choose(waiting, waiting.replicas(), self._clock(), self._rng.random(), self._rules, ahead_s)
+
+    def _is_held_back(self, waiting: Waiting) -> bool:
+        """Whether its tenant leaves what is free to others. There is never more than one such tenant."""
+        num_own = sum(each.num_of(waiting.tenant) for each in self._classes)
+        return self._reserve.holds_back(waiting.tenant, num_own, self.num_waiting, waiting.replicas())
 
     def _place(self, waiting: Waiting) -> bool:
         """Whether the first of the line could be sent. If not it is late from now on, or still in time."""
@@ -334,7 +269,7 @@ class Line:
         self._send(waiting, found)
         return True
 
-    def _try(self, waiting: Waiting, each: _Class) -> bool:
+    def _try(self, waiting: Waiting, each: FairQueue) -> bool:
         """Whether the first of ``each`` has left it."""
         found = self._choose(waiting)
         if found is Hold.WAIT:
@@ -351,12 +286,13 @@ class Line:
 
     def _jumps(self, waiting: Waiting) -> bool:
         """Whether a fallback replica serves it at once, though others wait for a primary one."""
-        ready = [replica for replica in waiting.replicas() if replica.is_ready]
-        if not waiting.allows_fallback or not any(replica.is_fallback for replica in ready):
+        replicas = waiting.replicas()
+        if not waiting.allows_fallback or not any(replica.is_fallback and replica.is_ready for replica in replicas):
             return False
-        speed_tokens_per_s = sum(replica.prefill_tokens_per_s for replica in ready if not replica.is_fallback)
-        ahead_s = self._in_time.prompt_tokens / speed_tokens_per_s if speed_tokens_per_s else math.inf
-        found = self._choose(waiting, ahead_s)
+        line = self._in_time
+        found = self._choose(
+            waiting, ahead_s(line.prompt_tokens, line.num_waiting, waiting.expected_output_tokens, replicas)
+        )
         if isinstance(found, Hold) or not found.is_fallback:
             return False
         self._send(waiting, found)
@@ -386,6 +322,9 @@ class Line:
                 raise
             self._fail(waiting, error)
             return
+        if not waiting.is_sent:  # else it is sent again, after a replica was lost
+            waiting.is_sent = True
+            self._reserve.on_sent(waiting.tenant, now_s)
         if waiting.done is not None and not waiting.done.done():
             waiting.done.set_result(None)
 

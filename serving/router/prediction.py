@@ -10,6 +10,9 @@ fills the rest of its token budget with prompt tokens, first come first served, 
 """
 
 from dataclasses import dataclass
+from typing import Self
+
+from serving.protocol.frames import Load
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,20 @@ class StepModel:
     """Token budget of a step."""
     max_num_seqs: int
     kv_capacity_tokens: int
+
+    @classmethod
+    def of(cls, load: Load) -> Self:
+        """What a replica says of itself."""
+        c0_s, c1_s_per_sequence, ckv_s_per_token, cp_s_per_token = load["speed"]
+        return cls(
+            c0_s,
+            c1_s_per_sequence,
+            ckv_s_per_token,
+            cp_s_per_token,
+            load["max_num_batched_tokens"],
+            load["max_num_seqs"],
+            load["kv_capacity_tokens"],
+        )
 
     def step_s(self, num_sequences: float, kv_tokens: float, prefill_tokens: float = 0.0) -> float:
         """Seconds of one step."""

@@ -42,6 +42,7 @@ class Replica:
     tpot_s: float = 0.0
     num_running: int = 0
     num_free_slots: int = 0
+    num_queue_slots: int = 0
     kv_free_tokens: int = 0
 
     _speed: StepModel = UNKNOWN_SPEED
@@ -63,9 +64,7 @@ class Replica:
         """
         before = self.load["work"] if self.load is not None else None
         self.load, self.load_at_s, self.is_silent = load, now_s, False
-        self._speed = StepModel(
-            *load["speed"], load["max_num_batched_tokens"], load["max_num_seqs"], load["kv_capacity_tokens"]
-        )
+        self._speed = StepModel.of(load)
         self._others_streams = max(0, load["streams"] - self.link.num_streams)
         self._others_pending_tokens = max(0, load["pending_prompt_tokens"] - self._own_pending_tokens)
         self._kv_used_tokens = load["kv_cache_usage"] * load["kv_capacity_tokens"]
@@ -84,7 +83,8 @@ class Replica:
         self.prefill_tokens_per_s = prefill_tokens_per_s(speed, num_decoding, self._kv_used_tokens)
         self.backlog_s = (self._own_pending_tokens + self._others_pending_tokens) / self.prefill_tokens_per_s
         self.tpot_s = tpot_s(speed, num_decoding, self._kv_used_tokens)
-        self.num_free_slots = speed.max_num_seqs + math.ceil(QUEUED_SHARE * speed.max_num_seqs) - self.num_running
+        self.num_queue_slots = math.ceil(QUEUED_SHARE * speed.max_num_seqs)
+        self.num_free_slots = speed.max_num_seqs + self.num_queue_slots - self.num_running
         self.kv_free_tokens = int(speed.kv_capacity_tokens - self._kv_used_tokens - self._own_kv_tokens)
 
     def begin(self, prompt_tokens: int, kv_tokens: int, now_s: float) -> "Prefill":

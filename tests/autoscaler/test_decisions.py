@@ -90,11 +90,6 @@ def test_a_restart_goes_on_in_the_same_file(tmp_path: Path) -> None:
     assert all(each.is_same for each in replay(read_file(tmp_path / FILE_NAME)))
 
 
-def test_the_newest_are_in_memory(tmp_path: Path) -> None:
-    made = history()
-    assert list(write(tmp_path, made).ring) == [decision for decision, _ in made]
-
-
 def test_others_cannot_look_into_the_folder(tmp_path: Path) -> None:
     write(tmp_path / "state" / "decisions", history(1))
     assert os.stat(tmp_path / "state" / "decisions").st_mode & 0o077 == 0

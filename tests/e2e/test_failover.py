@@ -15,7 +15,7 @@ from benchmarks import processes
 from tests.e2e.server import MODEL, Json, Server, running_server, until
 
 NUM_STREAMS = 32
-NUM_TOKENS = 120
+NUM_TOKENS = 400
 WATCHDOG_S = 8.0
 REPLACED_WITHIN_S = 200.0
 
@@ -41,47 +41,35 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def undisturbed(fleet: Server) -> list[Answer]:
     both_ready(fleet)
-    return asyncio.run(Load(fleet).run())
+    return asyncio.run(stream_all(fleet))
 
 
-class Load:
-    """Streams at temperature 0, all at once; ``all_begun`` when each has had a few tokens."""
+async def stream_all(server: Server) -> list[Answer]:
+    """Streams at temperature 0, all at once."""
+    async with openai.AsyncOpenAI(
+        base_url=f"{server.url}/v1", api_key=server.key, max_retries=0, timeout=300
+    ) as client:
+        return await asyncio.gather(*(stream(client, index) for index in range(NUM_STREAMS)))
 
-    def __init__(self, server: Server) -> None:
-        self._server = server
-        self._num_begun = 0
-        self.all_begun = asyncio.Event()
 
-    async def run(self) -> list[Answer]:
-        async with openai.AsyncOpenAI(
-            base_url=f"{self._server.url}/v1", api_key=self._server.key, max_retries=0, timeout=300
-        ) as client:
-            return await asyncio.gather(*(self._stream(client, index) for index in range(NUM_STREAMS)))
-
-    async def _stream(self, client: openai.AsyncOpenAI, index: int) -> Answer:
-        stream = await client.chat.completions.create(
-            model=MODEL,
-            messages=[{"role": "user", "content": f"Count from {index} to {index + 60}."}],
-            temperature=0,
-            max_tokens=NUM_TOKENS,
-            stream=True,
-            stream_options={"include_usage": True},
-            extra_body={"ignore_eos": True},
-        )
-        parts: list[str] = []
-        finish_reason, usage = None, None
-        async for chunk in stream:
-            usage = chunk.usage.model_dump() if chunk.usage else usage
-            for choice in chunk.choices:
-                finish_reason = choice.finish_reason or finish_reason
-                parts.append(choice.delta.content or "")
-                self._count(len(parts))
-        return Answer("".join(parts), finish_reason, usage)
-
-    def _count(self, num_parts: int) -> None:
-        self._num_begun += num_parts == 3
-        if self._num_begun == NUM_STREAMS:
-            self.all_begun.set()
+async def stream(client: openai.AsyncOpenAI, index: int) -> Answer:
+    chunks = await client.chat.completions.create(
+        model=MODEL,
+        messages=[{"role": "user", "content": f"Count from {index} to {index + 60}."}],
+        temperature=0,
+        max_tokens=NUM_TOKENS,
+        stream=True,
+        stream_options={"include_usage": True},
+        extra_body={"ignore_eos": True},
+    )
+    parts: list[str] = []
+    finish_reason, usage = None, None
+    async for chunk in chunks:
+        usage = chunk.usage.model_dump() if chunk.usage else usage
+        for choice in chunk.choices:
+            finish_reason = choice.finish_reason or finish_reason
+            parts.append(choice.delta.content or "")
+    return Answer("".join(parts), finish_reason, usage)
 
 
 def both_ready(server: Server) -> list[Json]:
@@ -90,6 +78,11 @@ def both_ready(server: Server) -> list[Json]:
         return replicas if len(replicas) == 2 else None
 
     return until(ready, REPLACED_WITHIN_S, "two ready replicas")
+
+
+def num_decoded(replica: Json) -> float:
+    """Tokens that it has generated so far, as it says itself."""
+    return float(replica["load"]["work"][2])
 
 
 def engine_of(replica: Json) -> int:
@@ -110,17 +103,27 @@ def test_no_stream_is_lost_and_none_differs(fleet: Server, undisturbed: list[Ans
     """Each stream ends with the text, the reason and the usage that it has undisturbed; a hang takes the watchdog's
     time, and then it is the same."""
     find, signal_number = LOSSES[loss]
-    victim = both_ready(fleet)[0]
+    idle = {replica["replica"]: replica for replica in both_ready(fleet)}
+    pids = {name: find(replica) for name, replica in idle.items()}
 
-    async def disturbed() -> list[Answer]:
-        load = Load(fleet)
-        run = asyncio.create_task(load.run())
-        await load.all_begun.wait()
-        os.kill(find(victim), signal_number)
-        return await run
+    def midst() -> str | None:
+        """Who is in the midst of many streams. The client cannot tell: it falls behind the engines."""
+        for replica in fleet.status()["replicas"]:
+            name, num_streams = replica["replica"], replica["load"]["streams"]
+            if num_streams >= 8 and num_decoded(replica) - num_decoded(idle[name]) > 10 * num_streams:
+                return str(name)
+        return None
+
+    def lose_one() -> str:
+        victim = until(midst, REPLACED_WITHIN_S, "a replica in the midst of many streams")
+        os.kill(pids[victim], signal_number)
+        return victim
+
+    async def disturbed() -> tuple[list[Answer], str]:
+        return await asyncio.gather(stream_all(fleet), asyncio.to_thread(lose_one))
 
     before = fleet.metrics()
-    answers = asyncio.run(disturbed())
+    answers, victim = asyncio.run(disturbed())
     after = fleet.metrics()
     assert answers == undisturbed
     assert after.value("ballast_failovers_total", kind="continued") > before.value("ballast_failovers_total")
@@ -129,4 +132,4 @@ def test_no_stream_is_lost_and_none_differs(fleet: Server, undisturbed: list[Ans
     for name, direction in tokens.items():
         counted = [at.value("ballast_tokens_total", direction=direction) for at in (before, after)]
         assert counted[1] - counted[0] == sum(answer.usage[name] for answer in answers if answer.usage)
-    assert victim["replica"] not in [replica["replica"] for replica in both_ready(fleet)]
+    assert victim not in [replica["replica"] for replica in both_ready(fleet)]

@@ -1,5 +1,6 @@
 """Which replica serves a request."""
 
+import math
 import sys
 import timeit
 from dataclasses import dataclass, replace
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.router.choice import Hold, Rules, choose
+from serving.router.choice import Hold, Rules, ahead_s, choose
 from serving.router.prediction import StepModel, backlog_s, prefill_tokens_per_s, tpot_s, ttft_s
 
 RULES = Rules(tpot_slo_s=0.15)
@@ -64,7 +65,7 @@ def test_equal_promises_go_to_the_one_with_fewer_sequences_then_to_the_draw() ->
         Replica(backlog_s=0.5),
         Replica(num_free_slots=0),
         Replica(num_running=3, kv_free_tokens=500),
-        Replica(num_running=3, tpot_s=0.2),
+        Replica(num_running=30, tpot_s=0.2),
     ],
 )
 def test_a_replica_with_enough_to_do_lets_a_request_wait_in_the_gateway(closed: Replica) -> None:
@@ -88,6 +89,31 @@ def test_a_conversation_goes_home_while_that_costs_little() -> None:
     strict = Rules(tpot_slo_s=0.15, max_affinity_delay_s=0.0)
     home.num_free_slots, home.backlog_s = 5, 0.24
     assert choose(Request(home="home"), [home, other], 0.0, 0.0, strict) is other
+
+
+def test_a_prefix_that_saves_next_to_nothing_is_no_reason() -> None:
+    home, other = Replica("home", num_running=7), Replica("other")
+    assert choose(Request(home="home", cached_tokens=16), [home, other], 0.0, 0.0, RULES) is other
+    assert choose(Request(home="home", cached_tokens=160), [home, other], 0.0, 0.0, RULES) is home
+
+
+@pytest.mark.parametrize("full", [{"num_free_slots": 0}, {"kv_free_tokens": 500}, {"tpot_s": 0.16}])
+def test_a_fallback_pool_stands_in_for_a_replica_that_is_full_until_too_late(full: dict[str, float]) -> None:
+    """Of a hundred sequences one ends every 60 ms; of one, in 6 s."""
+    gpu = replace(Replica("gpu", num_running=100), **full)  # type: ignore[arg-type]
+    request = Request(deadline_s=4.0, expected_output_tokens=200.0)
+    assert choose(request, [gpu, _cpu()], 0.0, 0.0, RULES) is Hold.WAIT
+    gpu.num_running = 1
+    assert choose(request, [gpu, _cpu()], 0.0, 0.0, RULES) == _cpu()
+
+
+def test_those_who_wait_for_a_sequence_to_end_are_ahead_for_longer() -> None:
+    gpu = Replica(num_running=50, tpot_s=0.05)
+    assert ahead_s(8000, 10, 100.0, [gpu, _cpu()]) == 1.0
+    gpu.num_free_slots = 4
+    assert ahead_s(8000, 54, 100.0, [gpu, _cpu()]) == pytest.approx(50 * 100 * 0.05 / 50)
+    assert ahead_s(8000, 54, 100.0, [_cpu(), replace(gpu, is_ready=False)]) == math.inf
+    assert ahead_s(8000, 54, 100.0, [replace(gpu, num_running=0)]) == 1.0
 
 
 def test_a_fallback_pool_stands_in_only_where_no_primary_replica_meets_the_deadline() -> None:

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from serving.clock import ManualClock
 from serving.errors import EngineUnavailable, Overloaded, RateLimited, ReplicaLost
 from serving.router.choice import Rules
-from serving.router.line import MAX_RETRY_AFTER_S, Line, Waiting
+from serving.router.line import MAX_RETRY_AFTER_S, Line
+from serving.router.waiting import Waiting
 
 SLO_S = 5.0
 
@@ -32,6 +33,7 @@ class Replica:
     tpot_s: float = 0.03
     num_running: int = 0
     num_free_slots: int = 0
+    num_queue_slots: int = 0
     kv_free_tokens: int = 1_000_000
 
 
@@ -46,7 +48,9 @@ class Hall:
         self.sent: list[str] = []
         self.late: list[str] = []
         rules = Rules(tpot_slo_s=0.15, is_shedding=is_shedding)
-        self.line = Line(rules, max_waiting, timeout_s, lambda: self.coming_s, random.Random(0), self.clock.monotonic_s)
+        self.line = Line(
+            rules, max_waiting, timeout_s, lambda: self.coming_s, None, random.Random(0), self.clock.monotonic_s
+        )
 
     def request(self, name: str, tokens: int = 100, **changes: Any) -> Waiting:
         """One whose tenant is the name's first letter."""
@@ -104,6 +108,40 @@ async def test_a_request_that_finds_a_replica_open_does_not_wait() -> None:
     assert hall.line.passes(hall.request("a"))
     assert not hall.line.passes(hall.request("b"))
     assert hall.sent == ["a"]
+
+
+async def test_a_flood_leaves_a_slot_to_others_until_it_ends() -> None:
+    hall = Hall()
+    hall.gpu.num_free_slots, hall.gpu.num_running = 5, 5
+    flood = [hall.request(f"f{number}") for number in range(5)]
+    assert [hall.line.passes(each) for each in flood[:2]] == [True, True]
+    assert hall.line.passes(hall.request("v"))
+    assert hall.line.passes(flood[2])
+    assert not hall.line.passes(flood[3])
+    assert hall.line.passes(hall.request("v again"))
+    for each in [*flood, *flood]:
+        hall.line.end(each)
+    hall.gpu.num_free_slots = 1
+    assert hall.line.passes(flood[4])
+
+
+async def test_who_is_held_back_stands_in_nobodys_way() -> None:
+    hall = Hall()
+    hall.gpu.num_free_slots = 5
+    flood = [hall.request(f"f{number}") for number in range(9)]
+    assert [hall.line.passes(each) for each in flood[:2]] == [True, True]
+    assert hall.line.passes(hall.request("v1"))
+    hall.gpu.num_free_slots = 0
+    hall.gpu.num_running = 5
+    await hall.enter(*flood[2:])
+    assert not hall.line.passes(hall.request("v2"))
+    await hall.crowd("v2", "w1")
+    assert await hall.serve(1) == ["v2"]
+    assert await hall.serve(1) == ["w1"]
+    assert await hall.serve(1) == []
+    hall.gpu.num_free_slots = 1
+    assert hall.line.passes(hall.request("v3"))
+    assert await hall.serve(2) == ["f2"]
 
 
 async def test_nobody_overtakes_those_who_wait() -> None:
@@ -225,7 +263,7 @@ async def test_a_request_that_cannot_be_in_time_is_served_late_and_counted_once(
     hall.line.tick()
     assert hall.late == ["a"]
     assert [waiting.tenant for waiting in hall.line.late] == ["a"]
-    assert hall.line.num_in_time == 0
+    assert hall.line.num_waiting == hall.line.num_late
     assert await hall.serve(1) == ["a"]
 
 

@@ -27,7 +27,7 @@ from serving.engine.scripted import Script, ScriptedEngine
 from serving.gateway.app import Gateway
 from serving.gateway.auth import Authenticator
 from serving.gateway.catalog import Catalog
-from serving.gateway.dispatch import Coming, nobody_knows
+from serving.gateway.dispatcher import Coming, nobody_knows
 from serving.gateway.inference import Inference
 from serving.protocol.membership import ReplicaAddress
 from serving.replica.server import ReplicaServer
