@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "pairs": pairs,
     }
     if options.json:
-        options.json.write_text(json.dumps(document, indent=1) + "\n")
+        environment.write(options.json, document)
     print({name: value for name, value in document.items() if name.startswith("num_")})
     return 0
 

@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results = {name: {"median": _median(rounds), "rounds": rounds} for name, rounds in found.items()}
     if options.json:
         document = {**head, "num_workers": NUM_WORKERS, "prompt_words": int(PROMPT.middle_tokens), "cases": results}
-        options.json.write_text(json.dumps(document, indent=1) + "\n")
+        environment.write(options.json, document)
     return 0
 
 
