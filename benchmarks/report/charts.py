@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from numpy.typing import NDArray
 
 from benchmarks.report.series import Series
 from benchmarks.runs.rows import Rows
@@ -48,37 +50,42 @@ def _axes(height_in: float, rows: int = 1, columns: int = 1, *, shares_x: bool =
 
 def knee_chart(rounds: Sequence[Mapping[str, Any]], sweep: Mapping[str, Any], slo: Slo) -> Figure:
     """Goodput and tails against the offered rate, with the highest rate in SLO and its interval."""
-    measured = sorted((each for each in rounds if each["goodput"]), key=lambda each: float(each["rate_per_s"]))
-    rates = [each["rate_per_s"] for each in measured]
+    measured = [each for each in rounds if each["goodput"]]
+    rates = np.array([each["rate_per_s"] for each in measured])
     figure, (left, right) = _axes(3.6, 1, 2)
-    left.plot(rates, rates, color=GREY, linewidth=1, linestyle=":", label="offered")
-    left.plot(
-        rates,
-        [each["throughput"]["requests_per_s"] for each in measured],
-        "o-",
-        color=BLUE,
-        markersize=4,
-        label="answered",
-    )
-    left.plot(
-        rates, [each["goodput"]["requests_per_s"] for each in measured], "s-", color=GREEN, markersize=4, label="in SLO"
-    )
+    left.plot(np.unique(rates), np.unique(rates), color=GREY, linewidth=1, linestyle=":", label="offered")
+    _line(left, rates, [each["throughput"]["requests_per_s"] for each in measured], BLUE, "answered")
+    _line(left, rates, [each["goodput"]["requests_per_s"] for each in measured], GREEN, "in SLO")
     left.set(xlabel="offered requests/s", ylabel="requests/s", xscale="log", yscale="log")
-    for name, colour, bound_s in (("ttft", BLUE, slo.ttft_s), ("itl", ORANGE, slo.tpot_s)):
-        right.plot(rates, [each["latency"][f"{name}_ms"]["p99"]["value"] for each in measured], "o-", color=colour,
-                   markersize=4, label=f"{name.upper()} p99")  # fmt: skip
+    for name, bound, colour, bound_s in (
+        ("ttft", "TTFT", BLUE, slo.ttft_s),
+        ("itl", "TPOT", ORANGE, slo.tpot_s),
+    ):
+        values = [each["latency"][f"{name}_ms"]["p99"]["value"] for each in measured]
+        _line(right, rates, values, colour, f"{name.upper()} p99")
         if bound_s is not None:
-            bound = "TTFT bound" if name == "ttft" else "TPOT bound"
-            right.axhline(bound_s * _MS_PER_S, color=colour, linewidth=1, linestyle="--", label=bound)
+            right.axhline(bound_s * _MS_PER_S, color=colour, linewidth=1, linestyle="--", label=f"{bound} bound")
     right.set(xlabel="offered requests/s", ylabel="ms", xscale="log", yscale="log")
     highest = sweep["highest_rate_in_slo_per_s"]
     for axes in (left, right):
         if highest["value"]:
             axes.axvline(highest["value"], color=GREEN, linewidth=1.2)
             low, high = highest["ci95"]
-            axes.axvspan(low or rates[0], high or rates[-1], color=GREEN, alpha=0.12, linewidth=0)
+            axes.axvspan(low or rates.min(), high or rates.max(), color=GREEN, alpha=0.12, linewidth=0)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.set_minor_formatter(NullFormatter())
         axes.legend(fontsize=8, frameon=False)
     return figure
+
+
+def _line(axes: Axes, rates: NDArray[np.float64], values: Sequence[float | None], colour: str, label: str) -> None:
+    """Each round a point, and a line through the medians of each rate; NaN where there is nothing."""
+    known = np.array([np.nan if value is None else value for value in values])
+    axes.plot(rates, known, "o", color=colour, markersize=4, alpha=0.5)
+    by_rate = np.unique(rates)
+    axes.plot(by_rate, [np.median(known[rates == rate]) for rate in by_rate], color=colour, linewidth=1.5, label=label)
 
 
 def tails_chart(rounds: Sequence[Rows]) -> Figure:

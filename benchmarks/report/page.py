@@ -79,9 +79,9 @@ def _figures(document: Document, rounds: Sequence[Rows], slo: Slo) -> Iterable[t
     measured = [rows for rows in rounds if len(rows)]
     if "sweep" in document:
         yield "knee", knee_chart(document["rounds"], document["sweep"], slo)
-    if measured:
-        yield "tails", tails_chart(measured)
-    if document["kind"] != "sweep":
+    if document["kind"] != "sweep":  # which has as many answers as rates
+        if measured:
+            yield "tails", tails_chart(measured)
         for number, rows in enumerate(rounds):
             if len(rows):
                 marks = document["rounds"][number].get("marks", ())
