@@ -27,6 +27,11 @@ class _Parser(argparse.ArgumentParser):
 
 
 _BENCHMARKS = {
+    "serve": "send load to any OpenAI-compatible server, and say how it served",
+    "sweep": "find the knee, and the highest rate that holds the SLO",
+    "soak": "the same load for hours: do memory, descriptors or threads grow?",
+    "compare": "two runs: is the second one worse? Exit code 1 if so",
+    "report": "a run as one HTML page, with its charts as PNG beside it",
     "autoscale": "what the autoscaler is worth, simulated",
     "calibrate": "what an engine step costs here; prints the `speed` section of each pool",
 }
@@ -85,7 +90,7 @@ def parser() -> argparse.ArgumentParser:
     explain.add_argument("--at", metavar="TIME", help="the one in force then: 14:30, 2031-01-31T14:30:00, Unix seconds")
     repeat = looks.add_parser("replay", parents=[as_json], help="decide again what a file says was decided")
     repeat.add_argument("file", metavar="FILE", help="a decisions.jsonl")
-    _add_benchmarks(commands.add_parser("bench", help="measurements and simulations of Ballast itself"))
+    _add_benchmarks(commands.add_parser("bench", help="load tests of any OpenAI-compatible server; simulations"))
     commands.add_parser("version", parents=[as_json], help="versions of Ballast and of what it runs on")
     return top
 

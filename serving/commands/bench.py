@@ -1,16 +1,20 @@
 """``ballast bench SUBJECT …``: hands the rest of the line to the benchmark, which has options of its own."""
 
+import importlib
 from argparse import Namespace
+
+_MODULES = {
+    "autoscale": "benchmarks.simulator.__main__",
+    "calibrate": "benchmarks.calibrate",
+    "compare": "benchmarks.runs.compare",
+    "report": "benchmarks.report.command",
+    "serve": "benchmarks.runs.serve",
+    "soak": "benchmarks.runs.soak",
+    "sweep": "benchmarks.runs.sweep",
+}
+"""Loaded by name and only then: nothing that serves requests may load what measures it (pyproject.toml)."""
 
 
 def run(arguments: Namespace) -> int:
     """The benchmark's exit code."""
-    # Here and not above: nothing that serves requests may load what measures it (pyproject.toml, importlinter).
-    if arguments.subject == "calibrate":
-        from benchmarks.calibrate import main as calibrate
-
-        return calibrate(arguments.rest)
-    assert arguments.subject == "autoscale", "the command line knows no other"
-    from benchmarks.simulator.__main__ import main as autoscale
-
-    return autoscale(arguments.rest)
+    return int(importlib.import_module(_MODULES[arguments.subject]).main(arguments.rest))

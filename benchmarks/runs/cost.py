@@ -1,0 +1,73 @@
+"""What a million tokens have cost in a run, by pool: all of them, and those that met the SLO.
+
+A pool is paid for by the hour whether or not it works. So the price of a token at the SLO is the pool's cost over the
+run by the tokens of requests that met it: what misses is paid for and earns nothing.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.runs.rows import Rows
+from benchmarks.runs.slo import Slo
+from serving.config import load_config
+
+_S_PER_HOUR = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """By pool of one model: what one replica costs an hour, and how many there are at least."""
+
+    usd_per_hour: Mapping[str, float]
+    min_replicas: Mapping[str, int]
+    slo: Slo
+
+
+def prices_of(config: Path, model: str) -> Prices | None:
+    """None: the config has no model of that name. Raises ConfigError for a config that is wrong."""
+    for entry in load_config(config).models:
+        if model in entry.names:
+            return Prices(
+                {pool.name: pool.usd_per_hour for pool in entry.pools},
+                {pool.name: pool.replicas.min for pool in entry.pools},
+                Slo(ttft_s=entry.slo.ttft_s, tpot_s=entry.slo.tpot_s, objective=entry.slo.objective),
+            )
+    return None
+
+
+def cost_of(rows: Rows, slo: Slo, prices: Prices, scraped_usd_per_hour: Mapping[str, float]) -> list[dict[str, Any]]:
+    """One JSON object per pool. ``scraped_usd_per_hour``: what the server said the pools cost while it ran; without it
+    the config's least number of replicas is taken to have run, which the object says."""
+    begin_s, end_s = rows.span_s
+    met = slo.is_met(rows)
+    tokens = rows.prompt_tokens + rows.output_tokens
+    # A server that names no pool has one.
+    of_pool = rows.pool if len(prices.usd_per_hour) > 1 else np.full(len(rows), next(iter(prices.usd_per_hour)))
+    found = []
+    for pool, price in prices.usd_per_hour.items():
+        is_scraped = pool in scraped_usd_per_hour
+        usd_per_hour = scraped_usd_per_hour[pool] if is_scraped else price * prices.min_replicas[pool]
+        usd = usd_per_hour * (end_s - begin_s) / _S_PER_HOUR
+        here = of_pool == pool
+        all_tokens, good_tokens = int(tokens[here].sum()), int(tokens[here & met].sum())
+        found.append(
+            {
+                "pool": pool,
+                "usd_per_hour": round(usd_per_hour, 6),
+                "basis": "as the server said" if is_scraped else "replicas.min of the config",
+                "usd": round(usd, 9),
+                "num_tokens": all_tokens,
+                "num_tokens_in_slo": good_tokens,
+                "usd_per_million_tokens": _per_million(usd, all_tokens),
+                "usd_per_million_tokens_at_slo": _per_million(usd, good_tokens),
+            }
+        )
+    return found
+
+
+def _per_million(usd: float, num_tokens: int) -> float | None:
+    return round(1e6 * usd / num_tokens, 4) if num_tokens else None

@@ -1,0 +1,111 @@
+"""``ballast bench soak``: the same load for hours, and whether memory, descriptors or threads grow meanwhile."""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+from rich.text import Text
+
+from benchmarks.load.mistake import BenchError, GeneratorTooSlow
+from benchmarks.runs import document as documents
+from benchmarks.runs import words
+from benchmarks.runs.leak import slope_of
+from benchmarks.runs.live import View, quiet
+from benchmarks.runs.options import add_load, add_outcome, add_target, add_workload, check_load, make_plan
+from benchmarks.runs.round import run_round
+from benchmarks.runs.serve import INTERRUPTED_EXIT_CODE, start_document, write_out
+
+LEAK_EXIT_CODE = 1
+LEAST_GROWTH_PER_HOUR = {"rss_mib": 16.0, "num_fds": 10.0, "num_threads": 4.0, "num_processes": 1.0}
+"""What is no leak though it grows: allocators settle for hours, and pools of connections fill."""
+_SETTLED_AFTER = 1.0 / 3.0
+"""Share of the run that is left out of the slopes: caches fill first."""
+
+
+def parser() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(
+        prog="ballast bench soak",
+        description="Send the same load for long, and say whether the server's memory, descriptors or threads grow.",
+        epilog="Exit codes: 0 nothing grows; 1 something does, or the SLO was missed; 2 an option or the target is "
+        "wrong; 3 the generator was the bottleneck; 130 interrupted. "
+        "Example: ballast bench soak --config ballast.yaml --rate 2 --duration 4h",
+    )
+    add_target(options)
+    add_workload(options)
+    add_load(options)
+    add_outcome(options)
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit code. Raises BenchError, GeneratorTooSlow."""
+    given = sys.argv[1:] if arguments is None else arguments
+    options = parser().parse_args(given)
+    check_load(options)
+    plan = make_plan(options)
+    if plan.source.pid is None:
+        raise BenchError("a soak looks at the server's processes: name one with --server-pid, or its --config")
+    folder = documents.new_folder("soak", options.out)
+    document = start_document("soak", given, plan)
+    with View("soak", options.warmup + options.duration) as view:
+        found = run_round(plan, folder, 0, options.rate, quiet if options.json else view)
+    document["rounds"].append(found.document)
+    document["leaks"] = leaks(found.document["timeline"])
+    stopped = "interrupted" if found.is_interrupted else None
+    document["status"] = stopped or ("generator was the bottleneck" if found.complaint else "complete")
+    path = write_out(document, folder, options.report)
+    if options.json:
+        print(json.dumps(document))
+    else:
+        _print(document, str(path))
+    if found.is_interrupted:
+        return INTERRUPTED_EXIT_CODE
+    if found.complaint:
+        raise GeneratorTooSlow(found.complaint)
+    is_held = bool(found.document["goodput"]) and found.document["goodput"]["is_slo_held"]
+    return 0 if is_held and not any(entry["is_leak"] for entry in document["leaks"].values()) else LEAK_EXIT_CODE
+
+
+def leaks(timeline: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """By what is counted: growth per hour with its interval, and whether it is a leak; empty of too few samples."""
+    samples = [sample for sample in timeline if "rss_mib" in sample]
+    if not samples:
+        return {}
+    begin_s, end_s = samples[0]["at_s"], samples[-1]["at_s"]
+    settled = [sample for sample in samples if sample["at_s"] >= begin_s + _SETTLED_AFTER * (end_s - begin_s)]
+    found = {}
+    for name, least in LEAST_GROWTH_PER_HOUR.items():
+        rng = np.random.default_rng(0)
+        slope = slope_of([sample["at_s"] for sample in settled], [sample[name] for sample in settled], rng)
+        if slope is not None:
+            found[name] = {
+                "per_hour": round(slope.per_hour, 3),
+                "ci95_per_hour": [round(slope.low, 3), round(slope.high, 3)],
+                "level": round(slope.level, 3),
+                "least_of_interest_per_hour": least,
+                "is_leak": slope.grows(least),
+            }
+    return found
+
+
+def _print(document: documents.Document, path: str) -> None:
+    console = words.terminal()
+    console.print(words.render(document["rounds"][0]))
+    grown = [name for name, entry in document["leaks"].items() if entry["is_leak"]]
+    if not document["leaks"]:
+        console.print(
+            Text("too short to say whether anything grows: half a minute of samples at least", style="yellow")
+        )
+    else:
+        said = f"GROWS: {', '.join(grown)}" if grown else "nothing grows"
+        console.print(Text(said, style="bold red" if grown else "bold green"))
+        table = Table("", "level", "per hour", "95 % interval", box=None, pad_edge=False, padding=(0, 2))
+        for name, entry in document["leaks"].items():
+            low, high = entry["ci95_per_hour"]
+            table.add_row(name, f"{entry['level']:.1f}", f"{entry['per_hour']:+.2f}", f"{low:+.2f} to {high:+.2f}")
+        console.print(table)
+    console.print(f"Written to {path}", style="dim")

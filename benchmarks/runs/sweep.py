@@ -1,0 +1,208 @@
+"""``ballast bench sweep``: where is the knee, and what is the highest rate that holds the SLO?
+
+A search rather than a grid: double the rate until the SLO is missed, halve the gap until it is as narrow as asked, then
+repeat the two rates on either side, so that the interval rests on more than one round each.
+"""
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+from rich.text import Text
+
+from benchmarks.load.mistake import BenchError, GeneratorTooSlow
+from benchmarks.runs import document as documents
+from benchmarks.runs import words
+from benchmarks.runs.intervals import NUM_BLOCKS, draw_weights
+from benchmarks.runs.knee import Estimate, Point, highest_rate, knee, next_rate
+from benchmarks.runs.live import View, quiet
+from benchmarks.runs.options import Plan, add_load, add_outcome, add_target, add_workload, make_plan
+from benchmarks.runs.round import Round, run_round
+from benchmarks.runs.serve import INTERRUPTED_EXIT_CODE, start_document, write_out
+from benchmarks.runs.summary import share_in_slo
+
+SLO_NEVER_HELD_EXIT_CODE = 1
+_NEARLY = 0.97
+_MOST_ATTEMPTS = 3
+
+
+def parser() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(
+        prog="ballast bench sweep",
+        description="Search for the knee and for the highest rate that holds the SLO.",
+        epilog="Exit codes: 0 found; 1 no tried rate held the SLO; 2 an option or the target is wrong; 3 the generator "
+        "was the bottleneck; 130 interrupted. Example: ballast bench sweep --slo ttft=500ms,tpot=50ms --duration 30s",
+    )
+    add_target(options)
+    add_workload(options)
+    add_load(options, has_rate=False)
+    add_outcome(options)
+    group = options.add_argument_group("the search")
+    group.add_argument("--start-rate", type=float, default=1.0, metavar="R", help="first rate tried, per second (1)")
+    group.add_argument("--max-rate", type=float, default=1e4, metavar="R", help="never try more (10000)")
+    group.add_argument("--precision", type=float, default=0.05, metavar="SHARE", help="gap to stop at (0.05)")
+    group.add_argument("--max-rounds", type=int, default=24, metavar="N", help="in all (24)")
+    options.set_defaults(rounds=3)
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit code. Raises BenchError, GeneratorTooSlow."""
+    given = sys.argv[1:] if arguments is None else arguments
+    options = parser().parse_args(given)
+    if not (0.0 < options.start_rate <= options.max_rate and options.precision > 0.0 and options.max_rounds > 1):
+        raise BenchError("a search needs 0 < --start-rate <= --max-rate, --precision above 0 and --max-rounds above 1")
+    plan = make_plan(options)
+    if plan.slo.bounds == (None, None, None):
+        raise BenchError("nothing to hold: name bounds with --slo ttft=500ms,tpot=50ms, or a --config that has them")
+    folder = documents.new_folder("sweep", options.out)
+    document = {**start_document("sweep", given, plan), "discarded_rounds": []}
+    search = Search(plan, folder, document)
+    with View("sweep", options.warmup + options.duration) as view:
+        search.run(view)
+    return finish(search)
+
+
+class Search:
+    """The rounds so far, and what they say."""
+
+    def __init__(self, plan: Plan, folder: Path, document: documents.Document) -> None:
+        self.plan, self.folder, self.document = plan, folder, document
+        self.points: list[Point] = []
+        self.is_interrupted = False
+        self.complaint: str | None = None
+
+    def run(self, view: View) -> None:
+        """Search, then repeat the rates around the edge."""
+        options, objective = self.plan.options, self.plan.slo.objective
+        while len(self.points) < options.max_rounds and not self._is_over:
+            rate_per_s = next_rate(self.points, objective, options.start_rate, options.precision)
+            if rate_per_s is None or rate_per_s > options.max_rate or rate_per_s < 1e-3:
+                break
+            self._try(rate_per_s, view)
+        for rate_per_s in self._edge():
+            for _ in range(options.rounds - 1):
+                if self._is_over:
+                    return
+                self._try(rate_per_s, view)
+
+    @property
+    def _is_over(self) -> bool:
+        return self.is_interrupted or self.complaint is not None
+
+    def _edge(self) -> list[float]:
+        """The highest rate that held and the lowest that missed."""
+        held = [point.rate_per_s for point in self.points if point.share >= self.plan.slo.objective]
+        missed = [point.rate_per_s for point in self.points if point.share < self.plan.slo.objective]
+        return [*([max(held)] if held else []), *([min(missed)] if missed else [])]
+
+    def _try(self, rate_per_s: float, view: View) -> None:
+        """One round at a rate. One in which the generator was late is put aside and repeated, a few times: in a search
+        of many rounds, something else on the machine will once be in the way."""
+        for _ in range(_MOST_ATTEMPTS):
+            number = len(self.points) + len(self.document["discarded_rounds"])
+            view.retitle(f"sweep, round {number + 1}: {rate_per_s:.3g} requests/s")
+            found = run_round(self.plan, self.folder, number, rate_per_s, quiet if self.plan.options.json else view)
+            self.is_interrupted, self.complaint = found.is_interrupted, found.complaint
+            if self.complaint is None:
+                break
+            self.document["discarded_rounds"].append(found.document)
+        else:
+            return
+        self.document["rounds"].append(found.document)
+        if not self.is_interrupted:
+            self.points.append(self._point(rate_per_s, found))
+            self.document["sweep"] = self.estimates()
+        documents.write(self.folder, self.document)
+
+    def _point(self, rate_per_s: float, found: Round) -> Point:
+        weights = draw_weights(np.random.default_rng(found.document["seed"]), [NUM_BLOCKS])
+        share, drawn = share_in_slo(found.rows, self.plan.slo, weights)
+        if math.isnan(share):
+            raise BenchError(
+                f"at {rate_per_s:g} requests/s nothing was measured; a longer --duration has more requests"
+            )
+        # The rate that was offered differs from the one asked for by chance alone; throughput is relative to it.
+        throughput = found.document["throughput"]
+        offered = throughput["offered_requests_per_s"]
+        answered = throughput["requests_per_s"] * (rate_per_s / offered if offered else 1.0)
+        return Point(rate_per_s, share, drawn, answered)
+
+    def estimates(self) -> dict[str, Any]:
+        """The sweep's result as a JSON object; null where an end of an interval was not reached."""
+        rng = np.random.default_rng(self.plan.options.seed)
+        highest = highest_rate(self.points, self.plan.slo.objective, rng)
+        return {
+            "highest_rate_in_slo_per_s": _json(highest),
+            "knee_per_s": _json(knee(self.points, rng)),
+            "objective": self.plan.slo.objective,
+            "num_rounds": len(self.points),
+        }
+
+
+def _json(found: Estimate) -> dict[str, Any]:
+    def finite(value: float) -> float | None:
+        return round(value, 4) if math.isfinite(value) else None
+
+    return {"value": finite(found.value), "ci95": [finite(found.low), finite(found.high)]}
+
+
+def finish(search: Search) -> int:
+    """Write, print, judge."""
+    document, options = search.document, search.plan.options
+    document["status"] = (
+        "interrupted" if search.is_interrupted else "generator was the bottleneck" if search.complaint else "complete"
+    )
+    path = write_out(document, search.folder, options.report)
+    if options.json:
+        print(json.dumps(document))
+    else:
+        _print(document, path)
+    if search.is_interrupted:
+        return INTERRUPTED_EXIT_CODE
+    if search.complaint:
+        raise GeneratorTooSlow(search.complaint)
+    is_held = any(point.share >= search.plan.slo.objective for point in search.points)
+    return 0 if is_held else SLO_NEVER_HELD_EXIT_CODE
+
+
+def _print(document: documents.Document, path: Path) -> None:
+    console = words.terminal()
+    if "sweep" in document:
+        console.print(Text(sentence(document), style="bold"))
+        table = Table("requests/s", "in SLO", "answered/s", "TTFT p99 ms", "ITL p99 ms", "", box=None, pad_edge=False)
+        for each in sorted(document["rounds"], key=lambda each: each["rate_per_s"]):
+            if not each["goodput"]:
+                continue
+            latency = each["latency"]
+            table.add_row(
+                f"{each['rate_per_s']:.4g}", f"{each['goodput']['share_in_slo']:.2%}",
+                f"{each['throughput']['requests_per_s']:.4g}", str(latency["ttft_ms"]["p99"]["value"]),
+                str(latency["itl_ms"]["p99"]["value"]), "held" if each["goodput"]["is_slo_held"] else "missed",
+            )  # fmt: skip
+        console.print(table)
+    if document["status"] == "interrupted":
+        console.print("Interrupted: what was measured is kept")
+    console.print(f"Written to {path}", style="dim")
+
+
+def sentence(document: documents.Document) -> str:
+    """The result in one line."""
+    found = document["sweep"]
+    highest, bend = found["highest_rate_in_slo_per_s"], found["knee_per_s"]
+    if highest["value"] is None:
+        said = "every rate that was tried holds the SLO; --max-rate allows more"
+    elif highest["value"] == 0.0:
+        said = "no rate that was tried holds the SLO"
+    else:
+        low, high = (f"{bound:.4g}" if bound is not None else "beyond what was tried" for bound in highest["ci95"])
+        said = f"{highest['value']:.4g} requests/s hold the SLO (95 % CI {low} to {high})"
+    if bend["value"] >= _NEARLY * max(each["rate_per_s"] for each in document["rounds"]):
+        return f"{said}; the knee is beyond what was tried"
+    return f"{said}; the knee is at {bend['value']:.4g} ({bend['ci95'][0]:.4g} to {bend['ci95'][1]:.4g})"

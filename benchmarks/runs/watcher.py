@@ -1,0 +1,139 @@
+"""The server's own account of a run: a thread that reads its metrics, its processes and the GPUs while load is sent."""
+
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+from urllib.error import URLError
+from urllib.request import urlopen
+
+from benchmarks import processes
+from benchmarks.load.mistake import BenchError
+from benchmarks.runs import prometheus
+from benchmarks.runs.gpus import Gpus
+
+EVERY_S = 1.0
+_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where the server can be looked at: its metrics' URL, its process on this machine; None: it cannot."""
+
+    metrics_url: str | None = None
+    pid: int | None = None
+
+    def check(self) -> None:
+        """Raises BenchError when there is nothing to see."""
+        if self.metrics_url is not None:
+            try:
+                _scrape(self.metrics_url)
+            except (OSError, ValueError) as error:
+                raise BenchError(
+                    f"no metrics at {self.metrics_url}: {error}. Ballast has them on its admin port: "
+                    "--metrics-url http://127.0.0.1:8001/metrics"
+                ) from error
+        if self.pid is not None and not Path(f"/proc/{self.pid}").exists():
+            raise BenchError(f"no process {self.pid} runs here; --server-pid is for a server on this machine")
+
+
+def _scrape(url: str) -> prometheus.Reading:
+    with urlopen(url, timeout=_TIMEOUT_S) as response:  # noqa: S310  (the operator's own URL)
+        return prometheus.read(response.read().decode())
+
+
+@dataclass
+class Watcher:
+    """Use as a context. ``samples`` has one entry per look, ``at_s`` in seconds after ``started_s``."""
+
+    source: Source
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    started_s: float = field(default_factory=time.monotonic)
+    _first: prometheus.Reading | None = None
+    _last: prometheus.Reading | None = None
+    _first_cpu_s: float = 0.0
+    _last_cpu_s: float = 0.0
+
+    def __enter__(self) -> Self:
+        self._gpus = Gpus.find()
+        self._over = threading.Event()
+        self._look()
+        self._began_s = time.monotonic()
+        self._first_cpu_s = self._last_cpu_s
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+        self._look()
+        self._ended_s = time.monotonic()
+
+    def _watch(self) -> None:
+        while not self._over.wait(EVERY_S):
+            self._look()
+
+    def _look(self) -> None:
+        """One sample; what does not answer is left out of it."""
+        sample: dict[str, Any] = {"at_s": time.monotonic()}
+        if self.source.metrics_url is not None:
+            try:
+                reading = _scrape(self.source.metrics_url)
+            except (URLError, OSError, ValueError):
+                sample["is_metrics_lost"] = True
+            else:
+                self._first = self._first or reading
+                self._last = reading
+                sample |= reading.gauges
+                sample["ready_replicas"] = sum(reading.ready_replicas.values())
+                sample["usd_per_hour_by_pool"] = dict(reading.usd_per_hour)
+        if self.source.pid is not None:
+            tree = usage_of(self.source.pid)
+            self._last_cpu_s = tree["cpu_s"]
+            sample |= tree
+        if self._gpus is not None:
+            sample |= self._gpus.read()
+        self.samples.append(sample)
+
+    def timeline(self) -> list[dict[str, Any]]:
+        """The samples with times after ``started_s``."""
+        return [{**sample, "at_s": round(sample["at_s"] - self.started_s, 3)} for sample in self.samples]
+
+    def document(self) -> dict[str, Any]:
+        """What happened from the first look to the last."""
+        span_s = self._ended_s - self._began_s
+        found: dict[str, Any] = {"num_samples": len(self.samples), "span_s": round(span_s, 3)}
+        if self._first is not None and self._last is not None:
+            found |= prometheus.between(self._first, self._last)
+        for name in ("kv_cache_usage", "waiting_requests", "gateway_waiting_requests", "rss_mib", "gpu_power_w"):
+            values = [sample[name] for sample in self.samples if name in sample]
+            if values:
+                found[f"{name}_mean"] = round(sum(values) / len(values), 4)
+                found[f"{name}_max"] = round(max(values), 4)
+        if self.source.pid is not None:
+            found["cpu_cores_mean"] = round((self._last_cpu_s - self._first_cpu_s) / span_s, 3)
+        if "gpu_power_w_mean" in found:
+            found["gpu_energy_j"] = round(found["gpu_power_w_mean"] * span_s, 1)
+        return found
+
+    def usd_per_hour(self) -> dict[str, float]:
+        """Mean over the run by pool, as the server says it; empty when it does not."""
+        rows = [sample["usd_per_hour_by_pool"] for sample in self.samples if sample.get("usd_per_hour_by_pool")]
+        return {pool: sum(row.get(pool, 0.0) for row in rows) / len(rows) for row in rows[:1] for pool in row}
+
+
+def usage_of(pid: int) -> dict[str, float]:
+    """CPU time, memory, descriptors and threads of a process and all its descendants. Processes may end meanwhile."""
+    found = {"cpu_s": 0.0, "rss_mib": 0.0, "num_fds": 0.0, "num_threads": 0.0, "num_processes": 0.0}
+    for each in (pid, *processes.children([pid])):
+        try:
+            found["cpu_s"] += processes.cpu_s(each)
+            found["rss_mib"] += processes.rss_bytes(each) / 2**20
+            found["num_fds"] += sum(1 for _ in Path(f"/proc/{each}/fd").iterdir())
+            found["num_threads"] += sum(1 for _ in Path(f"/proc/{each}/task").iterdir())
+            found["num_processes"] += 1
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue
+    return found

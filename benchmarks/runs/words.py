@@ -1,0 +1,98 @@
+"""A round's figures in words, for a terminal."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from benchmarks.runs.summary import PERCENTILES
+
+_WIDTH = 120
+LABELS = {
+    "ttft_ms": "TTFT", "ttft_service_ms": "  service only", "itl_ms": "ITL", "tpot_ms": "TPOT",
+    "e2e_ms": "E2E", "e2e_service_ms": "  service only", "client_queue_ms": "held back here",
+}  # fmt: skip
+
+
+def terminal() -> Console:
+    """stdout, wide enough for the tables where it is no terminal."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=_WIDTH)
+
+
+def verdict(document: Mapping[str, Any]) -> str:
+    """One line: whether what had to hold has held."""
+    requests, goodput = document["requests"], document["goodput"]
+    if document["generator"]["complaint"]:
+        return f"NOT VALID: {document['generator']['complaint']}"
+    if not goodput or goodput["share_in_slo"] is None:
+        return "NOTHING MEASURED: no request was answered or failed"
+    low, high = goodput["share_in_slo_ci95"]
+    held = "SLO HELD" if goodput["is_slo_held"] else "SLO MISSED"
+    errors = f", {requests['num_error']} failed" if requests["num_error"] else ""
+    return (
+        f"{held}: {goodput['share_in_slo']:.2%} in SLO (95 % CI {low:.2%} to {high:.2%}), objective "
+        f"{goodput['objective']:.2%}; {requests['num_ok']} answered{errors}"
+    )
+
+
+def render(document: Mapping[str, Any]) -> RenderableType:
+    """Verdict, percentiles with half their 95 % interval (?: too few beyond to have one), rates, errors, cost."""
+    line = verdict(document)
+    style = "bold green" if line.startswith("SLO HELD") else "bold red"
+    parts: list[RenderableType] = [Text(line, style=style)]
+    if document["latency"]:
+        parts += [_latencies(document["latency"]), Text(_rates(document))]
+    parts += [
+        Text(
+            f"{entry['number']} x {entry['status'] or 'no status'}: {entry['error']} "
+            f"(ids: {', '.join(entry['request_ids'])})",
+            style="red",
+        )
+        for entry in document["errors"]
+    ]
+    parts += [Text(_cost(entry)) for entry in document.get("cost", ())]
+    return Group(*parts)
+
+
+def _latencies(latency: Mapping[str, Any]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2))
+    table.add_column("ms", no_wrap=True)
+    table.add_column("n", justify="right", no_wrap=True)
+    for name in PERCENTILES:
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, label in LABELS.items():
+        row = latency[name]
+        if row["n"]:
+            table.add_row(label, str(row["n"]), *(_cell(row[share]) for share in PERCENTILES))
+    return table
+
+
+def _cell(entry: Mapping[str, Any]) -> str:
+    if entry["ci95"] is None:
+        return f"{entry['value']:.1f} ?"
+    low, high = entry["ci95"]
+    return f"{entry['value']:.1f} ±{(high - low) / 2.0:.1f}"
+
+
+def _rates(document: Mapping[str, Any]) -> str:
+    throughput, goodput = document["throughput"], document["goodput"]
+    return (
+        f"{throughput['requests_per_s']:.2f} requests/s and {throughput['output_tokens_per_s']:.0f} output tokens/s "
+        f"answered; in SLO {goodput['requests_per_s']:.2f} and {goodput['output_tokens_per_s']:.0f}. "
+        f"Prompts {throughput['prompt_tokens_mean']:.0f} tokens ({throughput['cached_prompt_share']:.0%} cached), "
+        f"answers {throughput['output_tokens_mean']:.0f}"
+    )
+
+
+def _cost(entry: Mapping[str, Any]) -> str:
+    price, good = entry["usd_per_million_tokens"], entry["usd_per_million_tokens_at_slo"]
+    if price is None:
+        return f"pool {entry['pool']}: no tokens for ${entry['usd_per_hour']:.2f}/h"
+    at_slo = f"${good:.2f}" if good is not None else "no token"
+    return (
+        f"pool {entry['pool']}: ${price:.2f} per million tokens, {at_slo} at the SLO "
+        f"(${entry['usd_per_hour']:.2f}/h, {entry['basis']})"
+    )

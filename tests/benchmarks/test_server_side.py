@@ -1,0 +1,152 @@
+"""What a server says of itself: metrics, processes, GPUs."""
+
+import math
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import SimpleNamespace
+
+import pytest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from benchmarks.load.mistake import BenchError
+from benchmarks.runs import prometheus
+from benchmarks.runs.gpus import Gpus
+from benchmarks.runs.watcher import Source, Watcher, usage_of
+
+
+class Server:
+    """Two replicas' series, as the admin port shows them."""
+
+    def __init__(self) -> None:
+        registry = self.registry = CollectorRegistry()
+        self.queue = Histogram(
+            "vllm:request_queue_time_seconds", "", ["replica"], registry=registry, buckets=(0.1, 0.2, 1.0)
+        )
+        self.preempted = Counter("vllm:num_preemptions", "", ["replica"], registry=registry)
+        self.queries = Counter("vllm:prefix_cache_queries", "", ["replica"], registry=registry)
+        self.hits = Counter("vllm:prefix_cache_hits", "", ["replica"], registry=registry)
+        self.running = Gauge("vllm:num_requests_running", "", ["replica"], registry=registry)
+        self.kv = Gauge("vllm:kv_cache_usage_perc", "", ["replica"], registry=registry)
+        self.usd = Gauge("ballast_usd_per_hour", "", ["model", "pool"], registry=registry)
+        self.replicas = Gauge("ballast_replicas", "", ["pool", "state"], registry=registry)
+        self.usd.labels("m", "cpu").set(0.2)
+        self.replicas.labels("cpu", "ready").set(2)
+        self.replicas.labels("cpu", "not_ready").set(1)
+        for replica, share in (("a", 0.25), ("b", 0.75)):
+            self.running.labels(replica).set(3)
+            self.kv.labels(replica).set(share)
+
+    def text(self) -> str:
+        return generate_latest(self.registry).decode()
+
+    def work(self) -> None:
+        for replica in "ab":
+            self.queue.labels(replica).observe(0.15)
+            self.preempted.labels(replica).inc(2)
+            self.queries.labels(replica).inc(100)
+            self.hits.labels(replica).inc(30)
+
+
+@pytest.fixture
+def server() -> Server:
+    return Server()
+
+
+@pytest.fixture
+def url(server: Server) -> Iterator[str]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(server.text().encode())
+
+        def log_message(self, *_: object) -> None: ...
+
+    listener = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=listener.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield f"http://127.0.0.1:{listener.server_port}/metrics"
+    listener.shutdown()
+    thread.join()
+    listener.server_close()
+
+
+def test_replicas_are_summed_and_the_fullest_cache_is_told(server: Server) -> None:
+    found = prometheus.read(server.text())
+    assert found.gauges == {"running_requests": 6.0, "kv_cache_usage": 0.75}
+    assert found.ready_replicas == {"cpu": 2.0}
+
+
+def test_what_happened_is_the_difference(server: Server) -> None:
+    server.work()
+    first = prometheus.read(server.text())
+    server.work()
+    found = prometheus.between(first, prometheus.read(server.text()))
+    assert found["num_preemptions"] == 4.0
+    assert found["prefix_cache_hit_share"] == 0.3
+    assert found["engine_queue_ms"] == {"n": 2, "mean": 150.0, "p50": 150.0, "p99": 199.0}
+    assert "prefill_ms" not in found, "what the server does not have is left out"
+
+
+def test_counters_of_a_restarted_server_count_from_nothing(server: Server) -> None:
+    server.work()
+    server.work()
+    first, again = prometheus.read(server.text()), Server()
+    again.work()
+    assert prometheus.between(first, prometheus.read(again.text()))["num_preemptions"] == 4.0
+
+
+def test_quantiles_end_at_the_last_finite_bound() -> None:
+    assert prometheus.quantile_s({1.0: 1.0, 2.0: 1.0, math.inf: 10.0}, 0.9) == 2.0
+    assert prometheus.quantile_s({1.0: 0.0, 2.0: 10.0, math.inf: 10.0}, 0.5) == 1.5
+
+
+def test_a_watcher_tells_the_runs_own_share(server: Server, url: str) -> None:
+    server.work()
+    with Watcher(Source(url, os.getpid())) as watcher:
+        server.work()
+    found = watcher.document()
+    assert (found["num_preemptions"], found["engine_queue_ms"]["n"]) == (4.0, 2)
+    assert found["cpu_cores_mean"] >= 0.0
+    assert found["rss_mib_max"] > 10.0
+    assert watcher.usd_per_hour() == {"cpu": 0.2}
+    assert [row["ready_replicas"] for row in watcher.timeline()] == [2.0, 2.0]
+
+
+def test_a_process_is_measured_with_its_descendants() -> None:
+    found = usage_of(os.getpid())
+    assert found["num_processes"] >= 1
+    assert found["num_fds"] >= 3
+
+
+def test_a_source_that_is_none_says_what_to_do(url: str) -> None:
+    Source(url, os.getpid()).check()
+    with pytest.raises(BenchError, match="admin port"):
+        Source("http://127.0.0.1:1/metrics").check()
+    with pytest.raises(BenchError, match="no process"):
+        Source(pid=2**22 + 1).check()
+
+
+def test_gpus_are_read_where_nvml_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    class NvmlError(Exception): ...
+
+    def fail() -> None:
+        raise NvmlError
+
+    nvml = SimpleNamespace(
+        NVMLError=NvmlError, nvmlInit=lambda: None, nvmlDeviceGetCount=lambda: 2,
+        nvmlDeviceGetHandleByIndex=lambda index: index, nvmlDeviceGetPowerUsage=lambda handle: 100_000 * (handle + 1),
+        nvmlDeviceGetUtilizationRates=lambda handle: SimpleNamespace(gpu=50 * handle),
+        nvmlDeviceGetMemoryInfo=lambda _: SimpleNamespace(used=2**30),
+    )  # fmt: skip
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    gpus = Gpus.find()
+    assert gpus is not None
+    assert gpus.read() == {"gpu_power_w": 300.0, "gpu_utilisation": 0.25, "gpu_memory_gib": 2.0}
+    nvml.nvmlInit = fail
+    assert Gpus.find() is None
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert Gpus.find() is None
