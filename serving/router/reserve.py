@@ -2,8 +2,8 @@
 
 A fair line alone does not keep tenants apart: who sends little would still wait, each time, until one of the flood's
 long answers ends. So while several tenants are about, who has more than half of all that runs or waits may not take the
-last free slots: as many stay free as the others had running at their recent peaks, up to half of all. Nothing is held
-back from a tenant that is alone, and of what the others never used no more than one slot per gateway.
+last free slots: as many stay free as the others had running at their recent peaks, up to a quarter of all. Nothing is held
+back from a tenant that is alone, and no more than one slot for others who have used none lately.
 """
 
 import math
@@ -13,7 +13,8 @@ from typing import Protocol
 
 ABOUT_S = 60.0
 """A tenant is about for so long after each request."""
-_PEAK_FADES_S = 30.0
+_PEAK_FADES_S = 6.0
+"""Not long: what is kept free for somebody who has stopped is lost to all."""
 
 
 class Replica(Protocol):
@@ -102,4 +103,4 @@ class Reserve:
                 free = max(0, replica.num_free_slots - replica.num_queue_slots)
                 num_free += free
                 num_slots += replica.num_running + free
-        return num_slots > 0 and num_free <= min(self._num_gateways * max(1.0, missing), num_slots // 2)
+        return num_slots > 0 and num_free <= min(max(1.0, self._num_gateways * missing), num_slots // 4)

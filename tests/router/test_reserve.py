@@ -27,7 +27,8 @@ def _reserve(num_gateways: int = 1, **running: int) -> Reserve:
 
 
 def _holds_back(reserve: Reserve, num_free: int, name: str = "flood") -> bool:
-    return reserve.holds_back(name, 0, 0, [Replica(9, num_free)])
+    """With a hundred slots in all."""
+    return reserve.holds_back(name, 0, 0, [Replica(100 - num_free, num_free)])
 
 
 def test_who_is_alone_leaves_nothing() -> None:
@@ -52,7 +53,7 @@ def test_as_many_slots_stay_free_as_the_others_had_running_at_their_peaks_which_
         reserve.on_end(name)
     assert _holds_back(reserve, 4)
     assert not _holds_back(reserve, 5)
-    reserve.tick(40.0)
+    reserve.tick(9.0)
     assert _holds_back(reserve, 1)
     assert not _holds_back(reserve, 2)
 
@@ -67,14 +68,18 @@ def test_what_others_have_running_need_not_stay_free_for_them() -> None:
 
 def test_each_gateway_keeps_what_all_of_them_need() -> None:
     reserve = _reserve(3, flood=9, little=1)
+    assert not _holds_back(reserve, 2)
+    reserve.on_end("little")
     assert _holds_back(reserve, 3)
     assert not _holds_back(reserve, 4)
 
 
-def test_never_more_than_half_of_all_slots_is_kept() -> None:
-    reserve = _reserve(9, flood=9, little=8)
-    assert _holds_back(reserve, 9)
-    assert not _holds_back(reserve, 10)
+def test_never_more_than_a_quarter_of_all_slots_is_kept() -> None:
+    reserve = _reserve(9, flood=90, little=80)
+    for _ in range(80):
+        reserve.on_end("little")
+    assert _holds_back(reserve, 25)
+    assert not _holds_back(reserve, 26)
 
 
 def test_places_in_an_engines_queue_and_replicas_that_are_not_ready_are_no_free_slots() -> None:
