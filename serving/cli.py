@@ -32,6 +32,7 @@ _BENCHMARKS = {
     "soak": "the same load for hours: do memory, descriptors or threads grow?",
     "compare": "two runs: is the second one worse? Exit code 1 if so",
     "report": "a run as one HTML page, with its charts as PNG beside it",
+    "kernels": "the sampler on this CPU, against vLLM's and plain torch",
     "autoscale": "what the autoscaler is worth, simulated",
     "calibrate": "what an engine step costs here; prints the `speed` section of each pool",
 }

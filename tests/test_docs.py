@@ -13,6 +13,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from serving.cli import parser
 from serving.config.limits import Limits
 from serving.config.server import ServerConfig
+from serving.engine.sampling_counts import SamplingCollector, SamplingCounts
 from serving.errors import ANSWERS, Answer
 from serving.telemetry import metrics
 
@@ -119,6 +120,9 @@ def test_the_operating_guide_lists_every_metric_with_its_labels() -> None:
             family = next(iter(metric.describe()))
             suffix = "_total" if family.type == "counter" else ""
             declared[family.name + suffix] = ", ".join(metric._labelnames)
+    for family in SamplingCollector(SamplingCounts.made()).collect():  # a replica's own: the admin port adds whose
+        suffix = "_total" if family.type == "counter" else ""
+        declared[family.name + suffix] = ", ".join(["pool", "replica", *family.samples[0].labels])
     assert listed == declared
 
 

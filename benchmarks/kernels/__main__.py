@@ -7,7 +7,6 @@ torch is told here. Speed-ups are printed for the ops whose tests pass, and only
 
 import argparse
 import gc
-import json
 import statistics
 import sys
 import time
@@ -131,9 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         results.append(measure(case))
         print(_line(results[-1]), flush=True)
         body = {**head, "num_threads": 1, "warm_up_s": round(warm_up_s, 2), "red_ops": red, "results": results}
-        options.json.write_text(
-            json.dumps(body, indent=1) + "\n"
-        )  # each time: a run that is cut short leaves its figures
+        environment.write(options.json, body)  # each time: a run that is cut short leaves its figures
         gc.collect()
     if options.plot and results:
         plot(results, options.plot)

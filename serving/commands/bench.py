@@ -7,6 +7,7 @@ _MODULES = {
     "autoscale": "benchmarks.simulator.__main__",
     "calibrate": "benchmarks.calibrate",
     "compare": "benchmarks.runs.compare",
+    "kernels": "benchmarks.kernels.__main__",
     "report": "benchmarks.report.command",
     "serve": "benchmarks.runs.serve",
     "soak": "benchmarks.runs.soak",

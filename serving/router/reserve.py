@@ -2,8 +2,8 @@
 
 A fair line alone does not keep tenants apart: who sends little would still wait, each time, until one of the flood's
 long answers ends. So while several tenants are about, who has more than half of all that runs or waits may not take the
-last free slots: as many stay free as the others had running at their recent peaks, up to a quarter of all. Nothing is held
-back from a tenant that is alone, and no more than one slot for others who have used none lately.
+last free slots: as many stay free as the others had running at their recent peaks, up to a quarter of all. Nothing is
+held back from a tenant that is alone, and no more than one slot for others who have used none lately.
 """
 
 import math
