@@ -12,7 +12,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -39,17 +39,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     pairs: list[dict[str, Any]] = []
     if options.json and options.first:
         pairs = json.loads(options.json.read_text())["pairs"]
-    servers = [_start(manners) for manners in (SAME, SAME, SLOWER)]
-    try:
+    with contextlib.ExitStack() as stack:
+        ports = [stack.enter_context(started(manners)) for manners in (SAME, SAME, SLOWER)]
         for number in range(options.first, options.first + options.pairs):
-            pairs.append(_pair(number, [port for _, port in servers], options.duration))
+            pairs.append(_pair(number, ports, options.duration))
             print(
                 f"pair {number}: same {pairs[-1]['same']['worse']}, slower {pairs[-1]['slower']['worse']}", flush=True
             )
-    finally:
-        for process, _ in servers:
-            process.kill()
-            process.communicate()
     document = {
         **head,
         "server": {"same": asdict(SAME), "slower": asdict(SLOWER)},
@@ -65,12 +61,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _start(manners: Manners) -> "tuple[subprocess.Popen[bytes], int]":
+@contextlib.contextmanager
+def started(manners: Manners) -> Iterator[int]:
+    """The port of a null server with these manners."""
     names = (f"--{name.replace('_', '-')}" for name in asdict(manners))
     options = [part for name, value in zip(names, asdict(manners).values(), strict=True) for part in (name, str(value))]
     process = subprocess.Popen([sys.executable, "-m", "benchmarks.load.null_server", *options], stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    return process, int(json.loads(process.stdout.readline())["port"])
+    try:
+        assert process.stdout is not None
+        yield int(json.loads(process.stdout.readline())["port"])
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def _pair(number: int, ports: Sequence[int], duration: str) -> dict[str, Any]:

@@ -1,0 +1,119 @@
+"""Do `ballast bench serve` and guidellm see the same? ``python -m benchmarks.agreement --guidellm FILE [--json FILE]``.
+
+The same server (the null server, whose times jitter as an engine's do, or ``--url``), workload and rate, measured by
+one and by the other in turn; printed are the percentiles of both, each the median over rounds, and their ratio.
+guidellm has an environment of its own (``pip install guidellm==0.8.1``), and FILE is its program.
+
+guidellm's clock for TTFT and latency starts when a request is sent, and its ITL is a request's mean: ours are compared
+by the same measure (`ttft_service`, `tpot`). On a server that keeps up, the two starts are the same moment.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import environment
+from benchmarks.compare_check import SAME, started
+from benchmarks.runs import serve
+from benchmarks.runs.document import read
+
+POINTS = ("p50", "p90", "p95", "p99")
+PROMPT_TOKENS, OUTPUT_TOKENS = 64, 32
+_MODEL = Path(__file__).resolve().parent.parent / "models" / "demo"
+THEIRS = {
+    "ttft": ("time_to_first_token_ms", 1.0),
+    "tpot": ("inter_token_latency_ms", 1.0),
+    "e2e": ("request_latency", 1e3),
+}
+OURS = {"ttft": "ttft_service_ms", "tpot": "tpot_ms", "e2e": "e2e_service_ms"}
+
+
+def by_guidellm(program: Path, url: str, model: str, rate_per_s: float, seconds: float) -> dict[str, Any]:
+    """Milliseconds by metric and percentile."""
+    with tempfile.TemporaryDirectory(prefix="ballast-bench-") as folder:
+        path = Path(folder) / "run.json"
+        command = [
+            str(program), "run", "--disable-console",
+            "--backend", f"kind=openai_http,target={url},model={model},request_format=/v1/chat/completions",
+            "--profile", f"kind=poisson,rate={rate_per_s:g}",
+            "--constraint", f"kind=max_duration,seconds={seconds:g}",
+            "--tokenizer", f"kind=huggingface_auto,model={_MODEL}",
+            "--data", f"kind=synthetic_text,prompt_tokens={PROMPT_TOKENS},output_tokens={OUTPUT_TOKENS}",
+            "--output", f"kind=json,path={path}",
+        ]  # fmt: skip
+        subprocess.run(command, check=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True)
+        metrics = json.loads(path.read_text())["benchmarks"][0]["metrics"]
+    return {
+        name: {point: factor * metrics[theirs]["successful"]["percentiles"][point] for point in POINTS}
+        for name, (theirs, factor) in THEIRS.items()
+    } | {"num_requests": metrics["request_latency"]["successful"]["count"]}
+
+
+def by_us(url: str, model: str, rate_per_s: float, seconds: float, seed: int) -> dict[str, Any]:
+    """Milliseconds by metric and percentile."""
+    with tempfile.TemporaryDirectory(prefix="ballast-bench-") as folder:
+        given = [
+            "--url", url, "--model", model, "--rate", f"{rate_per_s:g}", "--duration", f"{seconds:g}s",
+            "--prompt-tokens", str(PROMPT_TOKENS), "--output-tokens", str(OUTPUT_TOKENS), "--seed", str(seed),
+            "--out", folder, "--json",
+        ]  # fmt: skip
+        with contextlib.redirect_stdout(io.StringIO()):
+            serve.main(given)
+        figures = read(Path(folder)).document["rounds"][0]["latency"]
+    found = {name: {point: figures[ours][point]["value"] for point in POINTS} for name, ours in OURS.items()}
+    return {**found, "num_requests": figures["e2e_service_ms"]["n"]}
+
+
+def compare(rounds: Sequence[dict[str, dict[str, Any]]]) -> Iterator[dict[str, Any]]:
+    """Medians over rounds."""
+    for name in OURS:
+        for point in POINTS:
+            ours, theirs = (
+                statistics.median(each[who][name][point] for each in rounds) for who in ("ballast", "guidellm")
+            )
+            yield {
+                "metric": name, "percentile": point, "ballast_ms": round(ours, 3),
+                "guidellm_ms": round(theirs, 3), "ratio": round(ours / theirs, 3),
+            }  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.agreement", description=__doc__)
+    parser.add_argument("--guidellm", type=Path, required=True, metavar="FILE", help="its program")
+    parser.add_argument("--url", help="a server's base URL, without /v1 (default: the null server)")
+    parser.add_argument("--model", default="null")
+    parser.add_argument("--rate", type=float, default=20.0, metavar="R", help="requests/s")
+    parser.add_argument("--duration", type=float, default=20.0, metavar="S", help="of each run")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file")
+    options = parser.parse_args(arguments)
+    head = environment.describe()
+    with contextlib.ExitStack() as stack:
+        url = options.url or f"http://127.0.0.1:{stack.enter_context(started(SAME))}"
+        rounds = []
+        for number in range(options.rounds):
+            theirs = by_guidellm(options.guidellm, url, options.model, options.rate, options.duration)
+            ours = by_us(f"{url}/v1", options.model, options.rate, options.duration, number)
+            rounds.append({"guidellm": theirs, "ballast": ours})
+    rows = list(compare(rounds))
+    for row in rows:
+        print(
+            f"{row['metric']:5} {row['percentile']}   ballast {row['ballast_ms']:9.2f} ms   "
+            f"guidellm {row['guidellm_ms']:9.2f} ms   ratio {row['ratio']:.3f}"
+        )
+    if options.json:
+        environment.write(options.json, {**head, "rate_per_s": options.rate, "rows": rows, "rounds": rounds})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
