@@ -38,27 +38,28 @@ _FORMAT = struct.Struct(f"={len(Count)}q")
 
 
 class SamplingCounts:
-    """The counters, in an open file that both processes map. ``file`` is closed by the caller."""
+    """The counters, in an open file that both processes map; ``path`` is where a process that is started later finds
+    it."""
 
-    def __init__(self, file: int) -> None:
+    def __init__(self, file: int, path: str) -> None:
         self._memory = mmap.mmap(file, _FORMAT.size)
+        self.path = path
 
     @classmethod
     def made(cls) -> "SamplingCounts":
-        """A file without a name, for this process and those it starts from here on: they find it by the environment."""
+        """A file without a name, for this process and those it names ``path`` to, in ``VARIABLE``."""
         file = os.memfd_create("ballast-sampling")  # stays open: it is opened by way of this descriptor
         os.ftruncate(file, _FORMAT.size)
-        os.environ[VARIABLE] = f"/proc/{os.getpid()}/fd/{file}"
-        return cls(file)
+        return cls(file, f"/proc/{os.getpid()}/fd/{file}")
 
     @classmethod
     def found(cls) -> "SamplingCounts":
-        """Those that the process which started this one has made; its own where it has made none."""
+        """Those that the environment names; this process's own where it names none."""
         path = os.environ.get(VARIABLE)
         if path is None:
             return cls.made()
         with open(path, "r+b", buffering=0) as file:
-            return cls(file.fileno())
+            return cls(file.fileno(), path)
 
     def add(self, count: Count, number: int) -> None:
         self.set(count, self.values()[count] + number)

@@ -43,6 +43,7 @@ MEMORY_BYTES = 2**30
 PATIENCE = 10
 #: How long a job waits for a server that is still loading.
 START_PATIENCE_S = 60.0
+END_SEEN_WITHIN_S = 0.2
 RESTART_S = 5.0
 _LENGTH = struct.Struct("!I")
 _READY = b"\0"
@@ -127,8 +128,14 @@ class Sandbox:
                         answer += data
         if len(answer) >= _LENGTH.size and len(answer) == _LENGTH.size + _LENGTH.unpack_from(answer)[0]:
             return bytes(answer[_LENGTH.size :])
-        if server is not self._server or server is None or server.has_ended:
-            raise Unavailable("the server ended")
+        # A killed server takes its children with it, and whose end is seen first is open.
+        deadline_s = loop.time() + END_SEEN_WITHIN_S
+        while True:
+            if server is not self._server or server is None or server.has_ended:
+                raise Unavailable("the server ended")
+            if loop.time() >= deadline_s:
+                break
+            await asyncio.sleep(END_SEEN_WITHIN_S / 10)
         if loop.time() - started_s >= patience_s:
             raise Unavailable("the machine is too busy")
         raise Overrun

@@ -38,6 +38,7 @@ from serving.engine.base import EngineLoad, current_request
 from serving.engine.grammar_check import CheckedApp, GrammarCheck
 from serving.engine.metered_llm import MeteredAsyncLLM
 from serving.engine.plain_chat import PlainChatServing
+from serving.engine.sampling_counts import VARIABLE as SAMPLING_FILE
 from serving.engine.sampling_counts import SamplingCollector, SamplingCounts
 from serving.engine.sandbox import Sandbox
 from serving.engine.step_meter import StepMeter
@@ -92,11 +93,13 @@ class VllmEngine:
         self._llm: MeteredAsyncLLM | None = None
         self._app: AsgiApp | None = None
         self._sandbox: Sandbox | None = None
-        self._sampling = SamplingCollector(SamplingCounts.made())
+        self._counts = SamplingCounts.made()
+        self._sampling = SamplingCollector(self._counts)
 
     async def start(self) -> None:
         # With a record of every step, vLLM's own logger would write a line for each.
         logging.getLogger("vllm.v1.metrics.loggers").setLevel(logging.WARNING)
+        os.environ[SAMPLING_FILE] = self._counts.path
         namespace = self._options.as_namespace()
         config = AsyncEngineArgs.from_cli_args(namespace).create_engine_config(UsageContext.OPENAI_API_SERVER)
         if self._options.zygote_path is not None:

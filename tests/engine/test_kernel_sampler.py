@@ -15,7 +15,7 @@ from serving.engine import kernel_setup
 from serving.engine.batch_rules import Seeds, grammar_mask_of
 from serving.engine.kernel_sampler import KernelSampler
 from serving.engine.kernel_setup import KernelsUnusable, install
-from serving.engine.sampling_counts import VARIABLE, Count, SamplingCounts
+from serving.engine.sampling_counts import Count, SamplingCounts
 from tests.support.vllm_batch import NUM_TOKENS, FakeRunner, rows
 
 GREEDY: dict[str, Any] = {"temperature": 0.0}
@@ -37,8 +37,7 @@ ASKED: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture
-def counts(monkeypatch: pytest.MonkeyPatch) -> SamplingCounts:
-    monkeypatch.delenv(VARIABLE, raising=False)
+def counts() -> SamplingCounts:
     return SamplingCounts.made()
 
 

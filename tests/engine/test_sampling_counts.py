@@ -18,10 +18,9 @@ counts.set(Count.IS_ACTIVE, 1)
 """
 
 
-def test_a_process_finds_the_counters_of_the_one_that_has_started_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(VARIABLE, "")
+def test_a_process_finds_the_counters_that_its_environment_names(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = SamplingCounts.made()
-    subprocess.run([sys.executable, "-c", _CHILD], env=os.environ, check=True)
+    subprocess.run([sys.executable, "-c", _CHILD], env={**os.environ, VARIABLE: counts.path}, check=True)
     assert counts.values()[Count.KERNELS] == 7
     registry = CollectorRegistry()
     registry.register(SamplingCollector(counts))
@@ -31,8 +30,10 @@ def test_a_process_finds_the_counters_of_the_one_that_has_started_it(monkeypatch
     assert "ballast_kernels_active 1.0" in text
 
 
-def test_a_process_that_finds_none_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_is_told_of_none_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
     counts = SamplingCounts.found()
     counts.add(Count.NAN, 1)
+    assert SamplingCounts.found().values()[Count.NAN] == 0
+    monkeypatch.setenv(VARIABLE, counts.path)
     assert SamplingCounts.found().values()[Count.NAN] == 1
