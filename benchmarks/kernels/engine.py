@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks import environment
 
-NUM_SEQUENCES, PROMPT_TOKENS, OUTPUT_TOKENS = 32, 16, 12
+NUM_SEQUENCES, PROMPT_TOKENS, OUTPUT_TOKENS = 32, 8, 24
 NUM_TOKENS = 151_936
 KERNELS, STOCK = "on", "off"
 MODES: dict[str, dict[str, Any]] = {
