@@ -1,4 +1,4 @@
-"""Whether an engine samples with Ballast's kernels: decided once, when it has loaded, and said in the log.
+"""Whether an engine samples, and drafts, with Ballast's kernels: decided once, when it has loaded, and said in the log.
 
 ``engine.kernels`` is ``auto`` (where they can be used), ``on`` (the engine does not start without them) or ``off``.
 """
@@ -9,10 +9,12 @@ from typing import Any, Literal
 
 import torch
 import vllm
+from vllm.v1.spec_decode.ngram_proposer import NgramProposer
 
 from kernels.sample import cpu, reference
 from kernels.sample.types import Edits, Params
 from kernels.warm_up import warm_up
+from serving.engine import ngram_drafter
 from serving.engine.batch_rules import PROCESSORS
 from serving.engine.kernel_sampler import CountedSampler, KernelSampler
 from serving.engine.sampling_counts import Count, SamplingCounts
@@ -38,29 +40,58 @@ class KernelsUnusable(RuntimeError):
 
 
 def install(runner: Any, mode: Mode, counts: SamplingCounts) -> None:
-    """Give ``runner``, vLLM's V1 model runner, a sampler. Raises KernelsUnusable."""
+    """Give ``runner``, vLLM's V1 model runner, a sampler, and a drafter where it drafts by prompt lookup. Raises
+    KernelsUnusable."""
     started_s = time.monotonic()
+    if type(getattr(runner, "drafter", None)) is NgramProposer:
+        _install_drafter(runner, mode)
     reason = "engine.kernels is off" if mode == "off" else why_not(runner)
     if reason is None:
         warm_up()
         reason = fault_found()
+    stock = runner.sampler
     if reason is None:
         runner.sampler = KernelSampler(runner, counts)
+        _count(stock, counts, Count.UNSUPPORTED)  # the rejection sampler keeps it: it chooses where drafts are verified
         counts.set(Count.IS_ACTIVE, 1)
         logger.info("sampling with Ballast's kernels (loaded and tested in %.2f s)", time.monotonic() - started_s)
         return
+    _say_why_not("sampling", reason, mode)
+    _count(stock, counts, Count.STOCK)
+
+
+def _install_drafter(runner: Any, mode: Mode) -> None:
+    reason = "engine.kernels is off" if mode == "off" else _why_not_this_version() or ngram_drafter.why_not(runner)
+    reason = reason or ngram_drafter.fault_found()
+    if reason is None:
+        runner.drafter = ngram_drafter.IndexedNgramProposer(runner.drafter, runner)
+        logger.info("drafting by prompt lookup with Ballast's n-gram index")
+    else:
+        _say_why_not("drafting", reason, mode)
+
+
+def _say_why_not(doing: str, reason: str, mode: Mode) -> None:
     if mode == "on":
         raise KernelsUnusable(f"engine.kernels is on, but the kernels cannot be used: {reason}")
-    runner.sampler.__class__ = CountedSampler
-    runner.sampler.counts = counts
     log = logger.info if mode == "off" else logger.warning
-    log("sampling with vLLM's own code: %s", reason)
+    log("%s with vLLM's own code: %s", doing, reason)
+
+
+def _count(sampler: Any, counts: SamplingCounts, count: Count) -> None:
+    sampler.__class__ = CountedSampler
+    sampler.counts, sampler.count = counts, count
+
+
+def _why_not_this_version() -> str | None:
+    if vllm.__version__.startswith(VERSIONS):
+        return None
+    return f"vLLM {vllm.__version__} is not one of those they were made for ({', '.join(VERSIONS)}x)"
 
 
 def why_not(runner: Any) -> str | None:
     """What stands against the kernels in this engine; None: nothing."""
-    if not vllm.__version__.startswith(VERSIONS):
-        return f"vLLM {vllm.__version__} is not one of those they were made for ({', '.join(VERSIONS)}x)"
+    if (reason := _why_not_this_version()) is not None:
+        return reason
     missing = [name for name in _OF_RUNNER if not hasattr(runner, name)]
     missing += [f"input_batch.{name}" for name in _OF_BATCH if not hasattr(getattr(runner, "input_batch", None), name)]
     if missing:
