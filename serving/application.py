@@ -229,13 +229,14 @@ def engine_args(config: Config, model: ModelConfig, pool: CpuPool | CudaPool) ->
         "reasoning_parser": model.reasoning_parser,
         "tool_call_parser": model.tool_call_parser,
         "enable_auto_tool_choice": model.tool_call_parser is not None,
+        "additional_config": {"ballast_kernels": engine.kernels},
     }
     if isinstance(pool, CpuPool):
         args["kv_cache_memory_bytes"] = pool.engine.kv_cache_bytes
         args["worker_cls"] = "serving.engine.cpu_worker.BallastCpuWorker"
-        args["additional_config"] = {"ballast_kernels": engine.kernels}
         args["distributed_executor_backend"] = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
     else:
+        args["worker_cls"] = "serving.engine.gpu_worker.BallastGpuWorker"
         args["tensor_parallel_size"] = pool.tensor_parallel_size
         args["gpu_memory_utilization"] = pool.gpu_memory_utilization
         if pool.tensor_parallel_size > 1:

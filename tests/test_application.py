@@ -90,3 +90,18 @@ def test_another_config_is_another_version(tmp_path: Path) -> None:
 def test_only_its_owner_may_read_the_secret(tmp_path: Path) -> None:
     path = site(tmp_path).write(config())
     assert path.stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("given", [CPU, CUDA], ids=["cpu", "cuda"])
+def test_the_worker_that_an_engine_is_told_to_use_is_there_and_is_told_of_the_kernels(given: dict[str, object]) -> None:
+    from vllm.utils.import_utils import resolve_obj_by_qualname
+    from vllm.v1.worker.worker_base import WorkerBase
+
+    from serving.application import engine_args
+
+    made = config(given, engine={"kernels": "on"})
+    [model] = made.models
+    args = engine_args(made, model, model.pools[0])
+    assert issubclass(resolve_obj_by_qualname(args["worker_cls"]), WorkerBase)
+    assert args["additional_config"] == {"ballast_kernels": "on"}

@@ -11,12 +11,9 @@ first occurrence's last token. Two facts keep it small and exact:
 A table begins small and doubles at half load, so that a slot costs memory for the tokens it has seen and not
 for the longest context allowed (``np.empty`` reserves addresses; the kernel gives pages when they are written).
 
-As the CPU engine's proposer: a subclass of vLLM's ``NgramProposer`` (the runner asserts the type) owns one `NgramIndex`
-with ``num_slots = max_num_seqs`` and a map from request id to a free slot. Its ``propose`` receives the runner's
-``num_tokens_no_spec`` and ``token_ids_cpu``; rows move when the runner condenses its batch, so it takes the ids of the
-rows from ``runner.input_batch.req_ids``, gives each new id a slot, `remove`s the slots of ids that are gone, and calls
-`propose` once with the rows that sampled a token. Accepted and rejected drafts need no care: the runner's count is of
-accepted tokens only, and a count below what a slot has seen takes tokens back.
+The CPU engine's proposer (`serving/engine/ngram_drafter.py`) gives a slot to each request that drafts and calls
+`propose` once a step. Accepted and rejected drafts need no care: the runner's count is of accepted tokens only, and a
+count below what a slot has seen takes tokens back.
 """
 
 from dataclasses import dataclass

@@ -20,11 +20,9 @@ from vllm.v1.worker.cpu_worker import CPUWorker
 from serving.engine import kernel_setup
 from serving.engine.batch_rules import grammar_mask_of
 from serving.engine.kernel_sampler import KernelSampler
+from serving.engine.kernel_setup import KERNELS
 from serving.engine.sampling_counts import SamplingCounts
 from serving.replica import progress
-
-KERNELS = "ballast_kernels"
-"""The key of vLLM's `additional_config` that holds ``engine.kernels``."""
 
 
 class BallastCpuModelRunner(CPUModelRunner):

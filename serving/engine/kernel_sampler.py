@@ -3,6 +3,10 @@
 A token is a function of its row of logits and of (seed, position); vLLM's own sampler draws from a generator per
 request, row by row in Python, and cuts ties differently as the batch grows. What the kernels have no answer to (a
 thinking budget) vLLM's code samples, for those rows alone, and a counter says so.
+
+A step that verifies drafts (speculative decoding) is vLLM's rejection sampler's, bonus token and all: it keeps the
+sampler that it was made with. Greedy text is what it would be without drafts. With a temperature its distribution is,
+but the tokens are not: which steps verify drafts, and so draw from vLLM's generators, depends on the other requests.
 """
 
 from dataclasses import replace
@@ -111,8 +115,9 @@ class CountedSampler(Sampler):
     """vLLM's sampler as it is; what it does is counted. A sampler becomes one by its class."""
 
     counts: SamplingCounts
+    count: Count
 
     def forward(self, logits: torch.Tensor, *args: Any, **kwargs: Any) -> SamplerOutput:
         """See `Sampler.forward`."""
-        self.counts.add(Count.STOCK, len(logits))
+        self.counts.add(self.count, len(logits))
         return super().forward(logits, *args, **kwargs)

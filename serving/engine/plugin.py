@@ -1,7 +1,7 @@
 """What Ballast changes inside vLLM's own processes, through vLLM's supported seams.
 
 ``register`` is a ``vllm.general_plugins`` entry point: vLLM calls it in the engine core and in every worker.
-``BallastCpuWorker`` is named by ``worker_cls``. Nothing is patched.
+``BallastCpuWorker`` and ``BallastGpuWorker`` are named by ``worker_cls``. Nothing is patched.
 """
 
 import ctypes
