@@ -43,9 +43,9 @@ def settled(value: Any) -> Any:
 
 def joined(first: Any, second: Any, key: str = "") -> Any:
     """Two pieces of one answer as one piece; None when they are not that. Logprobs are pieces where text is."""
-    if isinstance(first, dict) and isinstance(second, dict) and first.keys() == second.keys():
-        merged = {name: joined(first[name], second[name], name) for name in first}
-        return None if any(merged[name] is None is not first[name] for name in merged) else merged
+    if isinstance(first, dict) and isinstance(second, dict):
+        shared = {name: joined(first[name], second[name], name) for name in first if name in second}
+        return None if any(shared[name] is None is not first[name] for name in shared) else first | second | shared
     if isinstance(first, list) and isinstance(second, list):
         if key in _LISTS:
             return first + second
@@ -57,8 +57,8 @@ def joined(first: Any, second: Any, key: str = "") -> Any:
 
 
 def events(answer: httpx.Response) -> list[Any]:
-    """The events of a stream. Neighbouring pieces of one text count as one, whatever the cut: vLLM itself joins tokens
-    when it is ahead of its reader."""
+    """The events of a stream. Neighbouring pieces of one text count as one, whatever the cut, and so does its end: vLLM
+    itself joins tokens when it is ahead of its reader, the last one with what ends the text."""
     found: list[Any] = []
     for data in EventDecoder().feed(answer.content):
         event = data if data == b"[DONE]" else settled(orjson.loads(data))
