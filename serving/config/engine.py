@@ -40,7 +40,8 @@ class EngineConfig(Section):
     enable_chunked_prefill: bool = Field(default=True, description="Split long prompts over several steps.")
     seed: int = Field(default=0, ge=0, le=2**32 - 1, description="Seed of the engine's own randomness.")
     kernels: Literal["auto", "on", "off"] = Field(
-        default="auto", description="Ballast's own sampler: auto where it can be used, on (no start without it), off."
+        default="auto",
+        description="Ballast's own sampler: auto (CPU engines, where it can be used), on (no start without it), off.",
     )
     extra: Mapping[Annotated[str, AfterValidator(_extra_key)], JsonValue] = Field(
         default={}, description="Other arguments of vLLM's AsyncEngineArgs, checked against that class at start."
