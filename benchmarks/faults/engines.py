@@ -10,7 +10,7 @@ from pathlib import Path
 from benchmarks.faults.fault import Fault, Outcome, outcome_of
 from benchmarks.faults.sites import PAIR, REAL, SCRIPTED, SILENCE_S, WATCHDOG_S
 from benchmarks.faults.stage import Replica, Stage, engine_core, is_scripted, kill, names, only_cut, texts
-from benchmarks.load.traffic import Due
+from benchmarks.load.traffic import Due, Sent
 
 REPLACED_WITHIN_S = 90.0
 NUM_PROMPTS = 8
@@ -142,7 +142,9 @@ async def poisoned(stage: Stage) -> Outcome:
         "it is refused with request_quarantined": all("request_quarantined" in code for code in codes),
         "from then on with 422": all(code.startswith("422") for code in codes[1:]),
         "there is an audit line": any(line.get("event") == "quarantined" for line in stage.log_lines()),
-        "nobody else fails but who was under way with it": only_cut(run),
+        "nobody else fails but who was under way with it, or on both engines": only_cut(
+            replace(run, sent=[sent for sent in run.sent if not _is_quarantined(sent)])
+        ),
     }
     figures = {
         "engines that died": num_dead,
@@ -150,6 +152,11 @@ async def poisoned(stage: Stage) -> Outcome:
         "bystanders": len(run.failed),
     }
     return outcome_of(stage, run, checks, figures)
+
+
+def _is_quarantined(sent: Sent) -> bool:
+    """Two engines have died under it: whose fault that was, nobody can tell."""
+    return sent.error is not None and "request_quarantined" in sent.error
 
 
 async def replica_silent(stage: Stage) -> Outcome:

@@ -35,8 +35,11 @@ def worker(kind: type, mode: str, rank: int = 0) -> Any:
     return made
 
 
-def test_the_runner_gets_a_sampler_and_the_pools_counters(installed: list[Any]) -> None:
+def test_the_runner_gets_a_sampler_and_the_pools_counters(
+    installed: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     counts = SamplingCounts.made()
+    monkeypatch.setenv(VARIABLE, counts.path)
     made = worker(GPUModelRunner, "on")
     made.load_model()
     [(runner, mode, given_counts)] = installed
@@ -50,6 +53,7 @@ def test_only_the_first_of_a_tensor_parallel_engines_workers_counts(
     installed: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counts = SamplingCounts.made()
+    monkeypatch.setenv(VARIABLE, counts.path)
     steps: list[str] = []
     monkeypatch.setattr(progress, "write_step", steps.append)
     worker(GPUModelRunner, "on", rank=1).load_model()

@@ -16,8 +16,8 @@ def answers(model: str, kernels: str) -> dict[str, Any]:
 
     from serving.engine.sampling_counts import VARIABLE, SamplingCounts
 
-    os.environ.pop(VARIABLE, None)
     counts = SamplingCounts.made()
+    os.environ[VARIABLE] = counts.path
     llm = LLM(
         model=model, enforce_eager=True, max_num_seqs=4, max_num_batched_tokens=64, max_model_len=128,
         kv_cache_memory_bytes=2**24, disable_log_stats=False, additional_config={"ballast_kernels": kernels},
