@@ -237,10 +237,10 @@ class Line:
     def _is_anyone_before(self, waiting: Waiting) -> bool:
         """In its own class, or in one that comes before it; who is held back is before nobody else."""
         place = self._classes.index(self._class_of(waiting))
-        firsts = [first for each in self._classes[: place + 1] if (first := each.first()) is not None]
         tenants = {tenant for each in self._classes[: place + 1] for tenant in each.tenants}
         if len(tenants) == 1 and waiting.tenant not in tenants:
-            return not self._is_held_back(firsts[0])
+            first = next(first for each in self._classes if (first := each.first()) is not None)
+            return not self._is_held_back(first)
         return bool(tenants)
 
     def _class_of(self, waiting: Waiting) -> FairQueue:
