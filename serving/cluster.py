@@ -127,6 +127,19 @@ class Cluster:
         assert client is not None, "start() has connected to Ray Serve"
         client.deploy_apps(deploy_schema(self.config, site))
 
+    def check_room(self, config: Config) -> None:
+        """Raises MachineError when replicas that ``config`` replaces could not come up here."""
+        import ray
+
+        from serving.deployments import replaced_without_room
+
+        by_label = {state.label: state.num_running for state in self.deployments()}
+        places = ((model.name, pool.name) for model in self.config.models for pool in model.pools)
+        num_running = {place: by_label.get("/".join(place), 0) for place in places}
+        if found := replaced_without_room(self.config, config, ray.available_resources(), num_running):
+            names = ", ".join("/".join(place) for place in found)
+            raise MachineError(f"A new replica of {names} finds no place, even where an old one has left")
+
     def redeploy(self, config: Config) -> None:
         """Have ``config`` take the place of the one that is deployed, as `deploy` does: what has changed is replaced.
         Where there is room for both, a new replica comes before the old one goes. Raises MachineError when Ray is

@@ -72,6 +72,29 @@ def pool_version(config: Config, model: ModelConfig, pool: CpuPool | CudaPool) -
     return _digest([asdict(replica_options(config, model, pool, Site(Path(), b""))), actor_options(pool)])
 
 
+def replaced_without_room(
+    old: Config, new: Config, spare: Mapping[str, float], num_running: Mapping[tuple[str, str], int]
+) -> list[tuple[str, str]]:
+    """Pools (model, pool) whose new replicas would find no place even where an old one has left: to stop one for them
+    would only make the pool smaller.
+
+    ``spare`` is what Ray's nodes have left; ``num_running`` counts the replicas of each pool.
+    """
+    former = {(model.name, pool.name): (model, pool) for model in old.models for pool in model.pools}
+    found = []
+    for model in new.models:
+        for pool in model.pools:
+            place = (model.name, pool.name)
+            was = former.get(place)
+            if was is None or not num_running.get(place) or pool_version(old, *was) == pool_version(new, model, pool):
+                continue
+            options = actor_options(was[1])
+            freed = {"CPU": options["num_cpus"], "GPU": options.get("num_gpus", 0.0)}
+            if not pool.fits({name: spare.get(name, 0.0) + amount for name, amount in freed.items()}):
+                found.append(place)
+    return found
+
+
 def _digest(parts: object) -> str:
     return hashlib.sha256(orjson.dumps(parts, default=str, option=orjson.OPT_SORT_KEYS)).hexdigest()[:_DIGITS]
 

@@ -8,7 +8,7 @@ import pytest
 from serving.change import Change, plan_change, with_removed_pools
 from serving.change_text import change_as_json, render_change
 from serving.config import Config
-from serving.deployments import config_version
+from serving.deployments import config_version, replaced_without_room
 from serving.errors import ConfigError
 
 Json = dict[str, Any]
@@ -171,3 +171,15 @@ def test_a_script_gets_every_field() -> None:
     found = change_as_json(plan_change(config(), config(limits={"max_n": 2})))
     assert found["keys"] == ({"path": "limits.max_n", "old": "8", "new": "2"},)
     assert found["replaces_gateways"] is True
+
+
+@pytest.mark.parametrize(
+    ("cpus", "spare", "num_running", "is_stuck"),
+    [(2.0, 0.5, 1, True), (2.0, 1.0, 1, False), (2.0, 0.5, 0, False), (1.0, 0.0, 1, False)],
+)
+def test_a_replica_is_not_stopped_for_one_that_finds_no_place(
+    cpus: float, spare: float, num_running: int, is_stuck: bool
+) -> None:
+    new = config(model(pool(cpus_per_replica=cpus), pool("new", cpus_per_replica=64.0)))
+    found = replaced_without_room(config(), new, {"CPU": spare}, {("demo", "cpu"): num_running})
+    assert found == ([("demo", "cpu")] if is_stuck else [])

@@ -21,6 +21,9 @@ from serving.lifecycle.launch import DeploymentState, Rollout
 class Deployer(Protocol):
     """What runs configs: `serving.cluster.Cluster`."""
 
+    def check_room(self, config: Config) -> None:
+        """Raises MachineError when replicas that ``config`` replaces could not come up."""
+
     def redeploy(self, config: Config) -> None: ...
 
     def rollout(self) -> Rollout: ...
@@ -30,10 +33,11 @@ class Deployer(Protocol):
 
 class Applying:
     """One change on its way, from its construction on. ``look`` after it again and again; when it ``has_ended``,
-    ``config`` is what is in force. Both raise MachineError when Ray is silent.
+    ``config`` is what is in force. Both raise MachineError when Ray is silent, the first also for want of room.
     """
 
     def __init__(self, cluster: Deployer, old: Config, new: Config, timeout_s: float, now_s: float) -> None:
+        cluster.check_room(new)
         self._cluster = cluster
         self._old = old
         between = with_removed_pools(old, new)

@@ -4,8 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from serving.config import Config
 from serving.deployments import config_version
+from serving.errors import MachineError
 from serving.lifecycle.applying import Applying
 from serving.lifecycle.control import Report
 from serving.lifecycle.launch import DeploymentState, Rollout
@@ -30,8 +33,13 @@ class FakeCluster:
 
     def __init__(self) -> None:
         self.deployed: list[Config] = []
+        self.has_no_room = False
         self.status = "DEPLOYING"
         self.states: list[DeploymentState] = [state("UPDATING")]
+
+    def check_room(self, config: Config) -> None:
+        if self.has_no_room:
+            raise MachineError("no room")
 
     def redeploy(self, config: Config) -> None:
         self.deployed.append(config)
@@ -122,3 +130,11 @@ def test_a_way_back_that_takes_too_long_too_is_told_as_what_it_is() -> None:
     assert last.kind == "failed"
     assert "is being restored, and not whole yet" in last.message
     assert change.has_ended
+
+
+def test_nothing_is_touched_where_there_is_no_room() -> None:
+    cluster = FakeCluster()
+    cluster.has_no_room = True
+    with pytest.raises(MachineError):
+        Applying(cluster, OLD, NEW, TIMEOUT_S, 0.0)
+    assert cluster.deployed == []
