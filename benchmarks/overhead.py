@@ -103,7 +103,7 @@ def serving(config_path: Path) -> Iterator[Server]:
         cluster = Cluster(config)
         try:
             cluster.start()
-            from serving.application import engine_args
+            from serving.deployments import engine_args
 
             model = config.models[0]
             cluster.deploy(

@@ -1,60 +1,38 @@
 """A config as a Ray Serve application: one gateway deployment, and one deployment per pool."""
 
-import hashlib
 import pickle
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import orjson
+from pydantic import PrivateAttr
 from ray import serve
-from ray.serve import Application
+from ray.serve import Application, Deployment
+from ray.serve._private.config import DeploymentConfig
 from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
 
 from serving.config import Config
 from serving.config.model import ModelConfig
 from serving.config.pool import CpuPool, CudaPool
+from serving.deployments import (
+    Site,
+    actor_options,
+    deployment_name,
+    gateway_version,
+    pool_version,
+    replica_options,
+)
 from serving.gateway.ingress import GatewayIngress, GatewayOptions
 from serving.replica.deployment import PoolReplica
-from serving.replica.options import ReplicaOptions
-from serving.tenancy.private_files import create_private_file
 
 APP_NAME = "ballast"
-FLEET_POLICY = "serving.autoscaler.serve_policy:FleetPolicy"
 #: Ray Serve counts only its own requests; the gateway admits, so Serve's limit is set where it never acts.
 NO_SERVE_LIMIT = 1_000_000
 GATEWAY_CPUS = 0.0
+#: Per cent, rounded up to a whole replica: of a rollout, one is replaced at a time, and the new one comes first.
+SURGE_OF_ONE = 1
 #: How long Ray Serve keeps the figures for the autoscaler, and how often it takes and sends them.
 LOOK_BACK_S, METRICS_INTERVAL_S = 5.0, 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Site:
-    """What the running cluster adds to the config: the folder for sockets, and the secret between gateways and
-    replicas.
-    """
-
-    runtime_dir: Path
-    secret: bytes
-    engine: str = "vllm"
-    engine_args: Mapping[str, Any] | None = None
-    node_resources: tuple[Mapping[str, float], ...] = ()
-    """What Ray's nodes have."""
-    policy: str = FLEET_POLICY
-
-    def is_placeable(self, pool: CpuPool | CudaPool) -> bool:
-        """Whether a node could take a replica of ``pool``. One that cannot be placed must not hold the others up."""
-        return any(pool.fits(resources) for resources in self.node_resources)
-
-    def write(self, config: Config) -> Path:
-        """Hand ``config`` and this to the process in which Ray Serve builds the application."""
-        content = pickle.dumps((config, self))
-        path = self.runtime_dir / f"site-{hashlib.sha256(content).hexdigest()[:12]}.pickle"
-        if not path.exists():
-            create_private_file(path, content)
-        return path
 
 
 def build(args: Mapping[str, str]) -> Application:
@@ -86,7 +64,7 @@ def deploy_schema(config: Config, site: Site) -> ServeDeploySchema:
 
 
 def build_application(config: Config, site: Site) -> Application:
-    """The application to run. Deployments whose options have not changed keep their replicas when it is deployed
+    """The application to run. Deployments whose version has not changed keep their replicas when it is deployed
     again.
     """
     pools, deployments = [], []
@@ -100,6 +78,7 @@ def build_application(config: Config, site: Site) -> Application:
         GatewayIngress,
         name="gateway",
         autoscaling_config=_neutral_autoscaling(*[config.server.gateways] * 3),
+        max_surge_percent=SURGE_OF_ONE,
         max_ongoing_requests=NO_SERVE_LIMIT,
         graceful_shutdown_timeout_s=config.server.shutdown_grace_s + 5,
         graceful_shutdown_wait_loop_s=0.5,
@@ -118,7 +97,7 @@ def build_application(config: Config, site: Site) -> Application:
             },
         },
     )
-    return gateway.bind(options, pools)
+    return _with_version(gateway, gateway_version(config)).bind(options, pools)
 
 
 def _neutral_autoscaling(least: int, most: int, initial: int) -> AutoscalingConfig:
@@ -140,115 +119,45 @@ def _neutral_autoscaling(least: int, most: int, initial: int) -> AutoscalingConf
     )
 
 
-def deployment_name(model: str, pool: str) -> str:
-    """Ray Serve's name of a pool; model names may contain characters that Ray's file names may not."""
-    safe = "".join(char if char.isalnum() or char in "-_" else "-" for char in model)
-    return f"{safe}-{hashlib.sha256(model.encode()).hexdigest()[:6]}.{pool}"
-
-
 def _pool_deployment(
     name: str, config: Config, model: ModelConfig, pool: CpuPool | CudaPool, site: Site
 ) -> Application:
-    options = ReplicaOptions(
-        model=model.name,
-        served_names=model.names,
-        pool=pool.name,
-        source=model.source,
-        engine=site.engine,
-        engine_args=engine_args(config, model, pool) if site.engine_args is None else site.engine_args,
-        runtime_dir=str(site.runtime_dir),
-        secret=site.secret,
-        drain_s=config.server.shutdown_grace_s,
-        watchdog_s=pool.watchdog_s,
-        version=_version(model, pool),
-        log_level=config.server.log_level,
-        log_path=str(config.server.log_path),
-        grammar_compile_s=config.limits.grammar_compile_s,
-        speed=pool.seed_speed,
-        # What the node's zygote has imported are the server's own packages.
-        is_forked=isinstance(pool, CpuPool) and pool.python is None and site.engine != "scripted",
-    )
-    return serve.deployment(
+    deployment = serve.deployment(
         PoolReplica,
         name=name,
         autoscaling_config=_neutral_autoscaling(
             0, pool.replicas.max, pool.replicas.min if site.is_placeable(pool) else 0
         ),
+        max_surge_percent=SURGE_OF_ONE if site.has_room_for(pool) else 0,
         max_ongoing_requests=NO_SERVE_LIMIT,
         graceful_shutdown_timeout_s=config.server.shutdown_grace_s + 10,
         graceful_shutdown_wait_loop_s=0.1,
         health_check_period_s=1,
         health_check_timeout_s=30,
-        ray_actor_options=_actor_options(pool),
-    ).bind(options)
+        ray_actor_options=actor_options(pool),
+    )
+    versioned = _with_version(deployment, pool_version(config, model, pool))
+    return versioned.bind(replica_options(config, model, pool, site))
 
 
-def _actor_options(pool: CpuPool | CudaPool) -> dict[str, Any]:
-    """With an environment of its own, a replica gets a process of its own, and that process's age is the start's."""
-    runtime_env: dict[str, Any] = {"env_vars": _environment(pool)}
-    if pool.python is not None:
-        runtime_env["py_executable"] = str(pool.python)
-    if isinstance(pool, CudaPool):
-        return {"num_cpus": 1, "num_gpus": pool.gpus_per_replica, "runtime_env": runtime_env}
-    return {"num_cpus": pool.cpus_per_replica, "runtime_env": runtime_env}
+class _Versioned(DeploymentConfig):
+    """A deployment's config with a version of its own.
 
-
-def _environment(pool: CpuPool | CudaPool) -> dict[str, str]:
-    if isinstance(pool, CudaPool):
-        return {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"}  # as vLLM would decide itself in Ray's worker process
-    return {
-        # vLLM's own binding gives every engine of a node the same cores; the kernel's scheduler does better.
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "OMP_NUM_THREADS": str(pool.num_threads),
-        # On CPU vLLM 0.29 compiles ahead of time, fails to load the result at every start, and compiles again.
-        "VLLM_USE_AOT_COMPILE": "0",
-    }
-
-
-def engine_args(config: Config, model: ModelConfig, pool: CpuPool | CudaPool) -> dict[str, Any]:
-    """Arguments of vLLM's ``AsyncEngineArgs`` and server for one pool; what the config leaves open is vLLM's
-    default.
+    Ray 2.60 gives all deployments of a declared application one version, a hash of its arguments: any change of the
+    config would restart every replica. It sets that version last of all before it serialises the config.
     """
-    engine = pool.engine
-    args: dict[str, Any] = {
-        "revision": model.revision,
-        "max_model_len": model.max_model_len,
-        "max_num_seqs": engine.max_num_seqs,
-        "max_num_batched_tokens": engine.max_num_batched_tokens,
-        "dtype": engine.dtype,
-        "quantization": engine.quantization,
-        "load_format": engine.load_format,
-        "block_size": engine.block_size,
-        "enforce_eager": engine.enforce_eager,
-        "enable_prefix_caching": engine.enable_prefix_caching,
-        "enable_chunked_prefill": engine.enable_chunked_prefill,
-        "seed": engine.seed,
-        "max_logprobs": max(config.limits.max_top_logprobs, config.limits.max_logprobs),
-        "chat_template": str(model.chat_template) if model.chat_template else None,
-        "runner": "pooling" if model.task == "embed" else "auto",
-        "reasoning_parser": model.reasoning_parser,
-        "tool_call_parser": model.tool_call_parser,
-        "enable_auto_tool_choice": model.tool_call_parser is not None,
-        "additional_config": {"ballast_kernels": engine.kernels},
-    }
-    if isinstance(pool, CpuPool):
-        args["kv_cache_memory_bytes"] = pool.engine.kv_cache_bytes
-        args["worker_cls"] = "serving.engine.cpu_worker.BallastCpuWorker"
-        args["distributed_executor_backend"] = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
-    else:
-        args["worker_cls"] = "serving.engine.gpu_worker.BallastGpuWorker"
-        args["tensor_parallel_size"] = pool.tensor_parallel_size
-        args["gpu_memory_utilization"] = pool.gpu_memory_utilization
-        if pool.tensor_parallel_size > 1:
-            args["distributed_executor_backend"] = "mp"
-    if config.limits.max_output_tokens is not None:
-        args["override_generation_config"] = {"max_new_tokens": config.limits.max_output_tokens}
-    args.update(engine.extra)
-    return {name: value for name, value in args.items() if value is not None}
+
+    _own_version: str = PrivateAttr()
+
+    def to_proto_bytes(self) -> bytes:
+        self.version = self._own_version
+        data: bytes = super().to_proto_bytes()
+        return data
 
 
-def _version(model: ModelConfig, pool: CpuPool | CudaPool) -> str:
-    """Twelve hex digits over everything that can change an answer."""
-    parts = model.model_dump(mode="json", exclude={"pools", "cost", "slo", "aliases"})
-    parts["engine"] = pool.engine.model_dump(mode="json")
-    return hashlib.sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).hexdigest()[:12]
+def _with_version(deployment: Deployment, version: str) -> Deployment:
+    """``deployment``, whose replicas Ray Serve replaces when ``version`` is another than theirs."""
+    config = _Versioned.model_construct(**dict(deployment._deployment_config))
+    config._own_version = version
+    deployment._deployment_config = config
+    return deployment

@@ -12,6 +12,7 @@ from typing import NoReturn
 from serving.errors import ConfigError, OperatorError
 
 INTERRUPTED_EXIT_CODE = 130
+MAX_SECONDS = 86_400.0
 
 
 class _Parser(argparse.ArgumentParser):
@@ -71,6 +72,13 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser(
         "check", parents=[config, ports, as_json], help="what is wrong with a config, and what would run where"
     )
+    _add_apply(
+        commands.add_parser(
+            "apply",
+            parents=[config, ports, as_json],
+            help="give the running server a changed config, losing no request",
+        )
+    )
     commands.add_parser("schema", help="print the config's JSON Schema")
     keys = commands.add_parser("keys", help="create, list and revoke API keys")
     actions = keys.add_subparsers(dest="action", metavar="ACTION", required=True)
@@ -96,6 +104,13 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _add_apply(apply: argparse.ArgumentParser) -> None:
+    apply.add_argument("--dry-run", action="store_true", help="only show what would change")
+    apply.add_argument("--yes", action="store_true", help="do not ask")
+    back = "go back to the old config when the new one is not up by then (default: %(default)g)"
+    apply.add_argument("--timeout", type=_seconds, default=900.0, metavar="SECONDS", help=back)
+
+
 def _add_benchmarks(bench: argparse.ArgumentParser) -> None:
     subjects = bench.add_subparsers(dest="subject", metavar="SUBJECT", required=True)
     for subject, what in _BENCHMARKS.items():
@@ -108,6 +123,16 @@ def _port(text: str) -> int:
     if not (text.isascii() and text.isdigit() and 1 <= int(text[:6]) <= 65535):
         raise argparse.ArgumentTypeError("must be a port, 1 to 65535")
     return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0.0 < seconds <= MAX_SECONDS:
+        raise argparse.ArgumentTypeError(f"must be seconds, up to {MAX_SECONDS:g}")
+    return seconds
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -21,7 +21,7 @@ from serving.edge import haproxy as edge
 from serving.engine.preload import MODULES
 from serving.errors import MachineError
 from serving.lifecycle import zygote
-from serving.lifecycle.launch import DeploymentState
+from serving.lifecycle.launch import DeploymentState, Rollout
 from serving.lifecycle.processes import RUNTIME_DIR_VARIABLE, end_processes_of
 
 logger = logging.getLogger("ballast.cluster")
@@ -57,6 +57,7 @@ class Cluster:
     config: Config
     secret: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
     runtime_dir: Path = field(default_factory=new_runtime_dir)
+    _deployed_with: tuple[str, Mapping[str, Any] | None, str | None] = ("vllm", None, None)
 
     def start(self, on_step: Callable[[str], None] = _ignore, *, preloads_engine: bool = False) -> None:
         """Start Ray, its Serve controller and HAProxy. Raises MachineError.
@@ -101,34 +102,65 @@ class Cluster:
     def deploy(
         self, engine: str = "vllm", engine_args: Mapping[str, Any] | None = None, policy: str | None = None
     ) -> None:
-        """Hand the application to Ray Serve and return at once; ``deployments`` says how far it is.
+        """Hand the application to Ray Serve and return at once; ``deployments`` and ``rollout`` say how far it is.
 
         ``policy`` is to size the pools in place of the autoscaler: a class by its import path.
         """
+        self._deployed_with = (engine, engine_args, policy)
         import ray
         from ray.serve.context import _get_global_client
 
-        from serving.application import FLEET_POLICY, Site, deploy_schema
+        from serving.application import deploy_schema
+        from serving.deployments import FLEET_POLICY, Site
 
         resources = tuple(node["Resources"] for node in ray.nodes() if node["Alive"])
-        site = Site(self.runtime_dir, self.secret, engine, engine_args, resources, policy or FLEET_POLICY)
+        site = Site(
+            self.runtime_dir,
+            self.secret,
+            engine,
+            engine_args,
+            node_resources=resources,
+            spare_resources=ray.available_resources(),
+            policy=policy or FLEET_POLICY,
+        )
         client = _get_global_client()  # what `serve deploy` uses through its dashboard, which does not run here
         assert client is not None, "start() has connected to Ray Serve"
         client.deploy_apps(deploy_schema(self.config, site))
+
+    def check_room(self, config: Config) -> None:
+        """Raises MachineError when replicas that ``config`` replaces could not come up here."""
+        import ray
+
+        from serving.deployments import replaced_without_room
+
+        by_label = {state.label: state.num_running for state in self.deployments()}
+        places = ((model.name, pool.name) for model in self.config.models for pool in model.pools)
+        num_running = {place: by_label.get("/".join(place), 0) for place in places}
+        if found := replaced_without_room(self.config, config, ray.available_resources(), num_running):
+            names = ", ".join("/".join(place) for place in found)
+            raise MachineError(f"A new replica of {names} finds no place, even where an old one has left")
+
+    def redeploy(self, config: Config) -> None:
+        """Have ``config`` take the place of the one that is deployed, as `deploy` does: what has changed is replaced.
+        Where there is room for both, a new replica comes before the old one goes. Raises MachineError when Ray is
+        silent.
+        """
+        from ray.exceptions import RayError
+
+        before, self.config = self.config, config
+        try:
+            self.deploy(*self._deployed_with)
+        except (RayError, RuntimeError, TimeoutError) as error:
+            self.config = before
+            raise MachineError(f"Ray Serve does not take the config: {error}") from error
 
     def deployments(self) -> list[DeploymentState]:
         """Every pool and the gateway, as Ray Serve sees them; empty until it has begun. Raises MachineError when Ray
         is silent.
         """
-        from ray import serve
-        from ray.exceptions import RayError
+        from serving.deployments import deployment_name
 
-        from serving.application import APP_NAME, deployment_name
-
-        try:
-            app = serve.status().applications.get(APP_NAME)
-        except (RayError, RuntimeError, TimeoutError) as error:
-            raise MachineError(f"Ray Serve does not answer: {error}") from error
+        app = self._application()
         pools = ((model.name, pool.name) for model in self.config.models for pool in model.pools)
         labels = {deployment_name(model, pool): f"{model}/{pool}" for model, pool in pools}
         return [
@@ -142,6 +174,22 @@ class Cluster:
             )
             for name, found in (app.deployments.items() if app else ())
         ]
+
+    def rollout(self) -> Rollout:
+        """How far the last ``deploy`` is. Raises MachineError when Ray is silent."""
+        app = self._application()
+        return Rollout(app.status.value, app.message) if app else Rollout("NOT_STARTED", "")
+
+    def _application(self) -> Any:
+        from ray import serve
+        from ray.exceptions import RayError
+
+        from serving.application import APP_NAME
+
+        try:
+            return serve.status().applications.get(APP_NAME)
+        except (RayError, RuntimeError, TimeoutError) as error:
+            raise MachineError(f"Ray Serve does not answer: {error}") from error
 
     def stop(self, drain_s: float = 0.0, *, in_order: bool = True) -> None:
         """Shut down, then end what Ray left running and remove the runtime folder.

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ NODE = {"CPU": 4.0}
 
 
 def site(folder: Path, *nodes: dict[str, float]) -> Any:
-    from serving.application import Site
+    from serving.deployments import Site
 
     return Site(folder, b"secret", node_resources=nodes or (NODE,))
 
@@ -98,10 +99,42 @@ def test_the_worker_that_an_engine_is_told_to_use_is_there_and_is_told_of_the_ke
     from vllm.utils.import_utils import resolve_obj_by_qualname
     from vllm.v1.worker.worker_base import WorkerBase
 
-    from serving.application import engine_args
+    from serving.deployments import engine_args
 
     made = config(given, engine={"kernels": "on"})
     [model] = made.models
     args = engine_args(made, model, model.pools[0])
     assert issubclass(resolve_obj_by_qualname(args["worker_cls"]), WorkerBase)
     assert args["additional_config"] == {"ballast_kernels": "on"}
+
+
+def versions(config: Any, site: Any) -> dict[str, str]:
+    """What Ray's controller gets as each deployment's version, by the way it gets there."""
+    from ray.serve._private.config import DeploymentConfig
+    from ray.serve.generated.serve_pb2 import DeploymentConfig as Message
+
+    found = {}
+    for name, each in deployments(config, site).items():
+        each._deployment_config.version = "Ray's, over all arguments"
+        sent = each._deployment_config.to_proto_bytes()
+        found[name] = DeploymentConfig.from_proto(Message.FromString(sent)).version
+    return found
+
+
+def test_only_what_a_change_of_the_config_reaches_gets_another_version(tmp_path: Path) -> None:
+    before = versions(config(), site(tmp_path))
+    assert len(before) == 2
+    assert versions(config(replicas={"min": 2, "max": 3}, usd_per_hour=9.0), site(tmp_path)) == before
+    after = versions(config(engine={"max_num_seqs": 7}), site(tmp_path))
+    assert {name for name in before if before[name] != after[name]} == set(before) - {"gateway"}
+
+
+def test_a_new_replica_comes_before_the_old_one_goes_where_there_is_room(tmp_path: Path) -> None:
+    def surge(spare: dict[str, float]) -> int:
+        return int(
+            pool_of(config(), replace(site(tmp_path), spare_resources=spare))._deployment_config.max_surge_percent
+        )
+
+    assert surge({"CPU": 1.0}) > 0
+    assert surge({"CPU": 0.5}) == 0
+    assert deployments(config(), site(tmp_path))["gateway"]._deployment_config.max_surge_percent > 0

@@ -60,17 +60,19 @@ def written_config(**changes: object) -> Config:
     return load_config(write_config(**changes))
 
 
-def pretend_to_run(config: Config) -> ServerRecord:
+def pretend_to_run(config: Config, runtime_dir: str = "/none") -> ServerRecord:
     """Leave the record of a server whose process is this one."""
     server, ticks = config.server, start_ticks(os.getpid())
     assert ticks is not None
-    record = ServerRecord(os.getpid(), ticks, server.host, server.port, server.admin_port, "/none", time.time(), "x")
+    record = ServerRecord(
+        os.getpid(), ticks, server.host, server.port, server.admin_port, runtime_dir, time.time(), "x"
+    )
     server.state_dir.mkdir(mode=0o700, exist_ok=True)
     record.write(server.state_dir)
     return record
 
 
-@pytest.mark.parametrize("command", ["--help", "version", "check", "keys list", "models", "status", "schema"])
+@pytest.mark.parametrize("command", ["--help", "version", "check", "apply", "keys list", "models", "status", "schema"])
 def test_a_quick_command_loads_neither_ray_nor_an_engine(command: str) -> None:
     write_config()
     code = (
@@ -104,7 +106,7 @@ def test_an_unknown_command_is_answered_with_the_nearest(
 def test_a_command_is_there_for_each_that_the_parser_knows() -> None:
     commands = {path.stem for path in (ROOT / "serving" / "commands").glob("*.py")}
     known = parser().format_help()
-    for command in ("up", "down", "status", "check", "schema", "keys", "models", "version"):
+    for command in ("up", "down", "apply", "status", "check", "schema", "keys", "models", "version"):
         assert command in commands
         assert command in known
 
@@ -225,7 +227,7 @@ def test_status_and_down_say_when_nothing_runs(capsys: pytest.CaptureFixture[str
     assert main(["down", "--json"]) == 0
     text, status, down, down_json = capsys.readouterr().out.strip().split("\n")
     assert text.startswith("No server runs")
-    assert json.loads(status) == {"running": False, "ready": False, "status": None}
+    assert json.loads(status) == {"running": False, "ready": False, "config": None, "status": None}
     assert down.startswith("No server runs")
     assert json.loads(down_json)["stopped"] is False
 

@@ -5,6 +5,7 @@ import json
 import time
 from argparse import Namespace
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -15,6 +16,7 @@ from serving.commands.console import console
 from serving.commands.settings import load_settings
 from serving.config import Config
 from serving.config.pool import Pool
+from serving.lifecycle.control import InForce
 from serving.lifecycle.record import ServerRecord, running_server
 from serving.protocol.board import STALE_S
 
@@ -31,7 +33,13 @@ def run(arguments: Namespace) -> int:
     _, config = load_settings(arguments)
     record, status = observe(config)
     if arguments.json:
-        print(json.dumps({"running": record is not None, "ready": bool(status and status["ready"]), "status": status}))
+        in_force = in_force_of(record)
+        facts = {
+            "running": record is not None,
+            "ready": bool(status and status["ready"]),
+            "config": {"version": in_force.version, "since_s": in_force.since_s} if in_force else None,
+        }
+        print(json.dumps({**facts, "status": status}))
     elif arguments.watch:
         _watch(config)
     else:
@@ -56,6 +64,11 @@ def observe(config: Config) -> tuple[ServerRecord | None, Status | None]:
         connection.close()
 
 
+def in_force_of(record: ServerRecord | None) -> InForce | None:
+    """The config that the server runs with; None when there is none yet."""
+    return InForce.read(Path(record.runtime_dir)) if record else None
+
+
 def render(config: Config, record: ServerRecord | None, status: Status | None, now_s: float) -> RenderableType:
     """Words and a table; a pool without a replica has a row too."""
     if record is None:
@@ -67,6 +80,10 @@ def render(config: Config, record: ServerRecord | None, status: Status | None, n
     state = "Ready" if status["ready"] else "Not ready"
     keys = "keys required" if status.get("keys_required") else "no keys"
     lines = [f"{state}: {where}, {status['in_flight']} in flight, {keys}"]
+    if (in_force := in_force_of(record)) is not None:
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(in_force.since_s))
+        pending = "" if in_force.config == config else "; the file says another: ballast apply --dry-run"
+        lines.append(f"Config {in_force.version}, in force since {since}{pending}")
     if status.get("key_store_error"):
         lines.append(f"The key store cannot be read: {status['key_store_error']}")
     fleet = status.get("fleet")

@@ -17,7 +17,7 @@ from serving.config import Config
 from serving.errors import MachineError
 from serving.gateway.auth import check_bind
 from serving.lifecycle import cause
-from serving.lifecycle.launch import DeploymentsEvent, DeploymentState, FailedEvent, Launch, StepEvent
+from serving.lifecycle.launch import ConfigEvent, DeploymentsEvent, DeploymentState, FailedEvent, Launch, StepEvent
 from serving.lifecycle.log_file import LogFile
 from serving.lifecycle.server import STOP_MARGIN_S, RayProcess, StateClaim, clear_away
 from serving.lifecycle.start_progress import StartProgress, changes
@@ -105,6 +105,7 @@ class _Server:
         self._progress = StartProgress()
         self._deployments: tuple[DeploymentState, ...] = ()
         self._is_ready = False
+        self._is_changing = False
 
     def run(self) -> int:
         """Until somebody asks to stop (0), or it fails (raises OperatorError)."""
@@ -154,6 +155,9 @@ class _Server:
                     self._progress.begin("", step, now_s)
                 case DeploymentsEvent(deployments):
                     self._take_deployments(deployments, now_s)
+                case ConfigEvent(message, is_settled):
+                    self._is_changing = not is_settled
+                    self._output.say("config", f"{time.strftime('%H:%M:%S')} {message}")
                 case FailedEvent(message, exit_code):
                     error = MachineError(message)
                     error.exit_code = exit_code
@@ -164,7 +168,7 @@ class _Server:
     def _take_deployments(self, deployments: tuple[DeploymentState, ...], now_s: float) -> None:
         before, self._deployments = self._deployments, deployments
         if self._is_ready:
-            for label, words in changes(before, deployments):
+            for label, words in () if self._is_changing else changes(before, deployments):
                 self._output.say("deployment", f"{time.strftime('%H:%M:%S')} {label}: {words}", deployment=label)
             return
         self._progress.end("", now_s)

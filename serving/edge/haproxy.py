@@ -12,6 +12,7 @@ import json
 import os
 import re
 import signal
+import socket
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -89,6 +90,10 @@ _EDITS = (
     # A chunk of an answer is a few hundred bytes: moving it by pipe takes more calls than copying it.
     (r"(?m)^    option splice-response\n", ""),
 )
+#: A gateway's line, without the end of one that is only to stand in for others.
+_GATEWAY = r"(?m)^    server (\S+) (127\.0\.0\.1):(\d+) check(?! backup)"
+_SOCKET_PREFIX = "gateway-"
+_PROBE_S = 0.5
 
 
 class UnknownConfig(ValueError):
@@ -113,7 +118,9 @@ def harden(config: str, pages: Path, sockets: Path, public_host: str = "127.0.0.
         "    http-request deny deny_status 503",
         config,
     )
-    config = re.sub(r"(?m)^    server \S+ \S+ check backup$\n", "", config)
+    # Ray forgets its gateways for as long as it builds an application anew (`ballast apply`), and they serve on.
+    found = "" if re.search(_GATEWAY, config) else _listening(sockets)
+    config = re.sub(r"(?m)^    server \S+ \S+ check backup$\n", lambda _: found, config)
     if public_host != "127.0.0.1":
         pattern = r"(?m)^(frontend http_frontend\n    bind )127\.0\.0\.1:"
         config, count = re.subn(pattern, lambda match: f"{match[1]}{_bracketed(public_host)}:", config)
@@ -122,12 +129,34 @@ def harden(config: str, pages: Path, sockets: Path, public_host: str = "127.0.0.
     config, count = re.subn(r"(?m)(?:^    errorfile \d+ \S+\n)+", lambda _: _errorfiles(pages), config)
     if count == 0:
         raise UnknownConfig("no errorfile lines in HAProxy's config")
-    return re.sub(r"(?m)^    server (\S+) (127\.0\.0\.1):(\d+) check", lambda match: _by_socket(match, sockets), config)
+    return re.sub(_GATEWAY, lambda match: _by_socket(match, sockets), config)
 
 
 def socket_of(sockets: Path, server_name: str) -> Path:
     """Where a gateway listens for the HAProxy of its node. Of the name that Ray gives it, the last part is unique."""
-    return sockets / f"{server_name.rpartition('-')[2]}.sock"
+    return sockets / f"{_SOCKET_PREFIX}{server_name.rpartition('-')[2]}.sock"
+
+
+def _listening(sockets: Path) -> str:
+    """Lines of the gateways that take connections, whatever Ray says of them. Their ports, where they could be checked,
+    are not known.
+    """
+    return "".join(
+        f"    server {path.stem} unix@{path} no-check\n"
+        for path in sorted(sockets.glob(f"{_SOCKET_PREFIX}*.sock"))
+        if _takes_connections(path)
+    )
+
+
+def _takes_connections(path: Path) -> bool:
+    """False for what a gateway that was killed has left."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(_PROBE_S)
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+    return True
 
 
 def _by_socket(match: re.Match[str], sockets: Path) -> str:

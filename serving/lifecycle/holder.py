@@ -15,8 +15,13 @@ from types import FrameType
 from typing import BinaryIO
 
 from serving.cluster import Cluster
+from serving.config import Config
+from serving.deployments import config_version
 from serving.errors import MachineError, OperatorError
+from serving.lifecycle.applying import Applying
+from serving.lifecycle.control import Apply, Client, InForce, Listener, Report
 from serving.lifecycle.launch import (
+    ConfigEvent,
     DeploymentsEvent,
     DeploymentState,
     Event,
@@ -42,7 +47,10 @@ class Holder:
     def __init__(self, launch: Launch, events: BinaryIO) -> None:
         self._launch = launch
         self._events = events
-        self._cluster = Cluster(launch.config, runtime_dir=Path(launch.runtime_dir))
+        self._runtime_dir = Path(launch.runtime_dir)
+        self._cluster = Cluster(launch.config, runtime_dir=self._runtime_dir)
+        self._in_force = InForce(launch.config, time.time())
+        self._change: tuple[Applying, Client] | None = None
         self._was_ready = False
         self._is_asked_to_stop = False
 
@@ -55,7 +63,8 @@ class Holder:
             )
             self._take_signals()  # Ray has put its own in place
             self._cluster.deploy(self._launch.engine, self._launch.engine_args)
-            self._watch()
+            self._in_force.write(self._runtime_dir)
+            self._watch(Listener(self._runtime_dir))
             return 0
         except Interrupted:
             return 0
@@ -67,12 +76,15 @@ class Holder:
                 signal.signal(number, signal.SIG_IGN)
             self._cluster.stop(self._launch.config.server.shutdown_grace_s, in_order=self._was_ready)
 
-    def _watch(self) -> None:
+    def _watch(self, listener: Listener) -> None:
         previous: tuple[DeploymentState, ...] = ()
         heard_s = time.monotonic()
         while not self._is_asked_to_stop:  # an exception from a signal can get lost in Ray's callbacks
             try:
-                found = tuple(self._cluster.deployments())
+                found = tuple(self._cluster.deployments()) or previous
+                if (asked := listener.take()) is not None:
+                    self._begin(*asked)
+                self._follow_change()
                 heard_s = time.monotonic()
             except MachineError:
                 if time.monotonic() - heard_s > MAX_SILENCE_S:
@@ -83,6 +95,49 @@ class Holder:
                 self._send(DeploymentsEvent(found))
                 previous = found
             time.sleep(POLL_S)
+
+    def _begin(self, request: Apply, client: Client) -> None:
+        """Take up a change of the config, or say why not."""
+        if why := self._why_not(request):
+            client.tell(Report("refused", f"{why}; try again"))
+            client.close()
+            return
+        now_s = time.monotonic()
+        try:
+            change = Applying(self._cluster, self._in_force.config, request.config, request.timeout_s, now_s)
+        except MachineError as error:
+            client.tell(Report("failed", f"{error}; config {self._in_force.version} stays in force"))
+            client.close()
+            return
+        self._send(ConfigEvent(f"config {config_version(request.config)} is being applied", is_settled=False))
+        self._change = change, client
+
+    def _why_not(self, request: Apply) -> str:
+        if not self._was_ready:
+            return "the server is still starting"
+        if self._change is not None:
+            return "another config is being applied"
+        if request.base != self._in_force.version:
+            return f"config {self._in_force.version} is in force by now, not {request.base}"
+        return ""
+
+    def _follow_change(self) -> None:
+        if self._change is None:
+            return
+        change, client = self._change
+        for report in change.look(time.monotonic()):
+            if report.kind == "applied":
+                self._put_in_force(change.config)
+            if report.is_last:
+                self._send(ConfigEvent(report.message, is_settled=True))
+            client.tell(report)
+        if change.has_ended:
+            client.close()
+            self._change = None
+
+    def _put_in_force(self, config: Config) -> None:
+        self._in_force = InForce(config, time.time())
+        self._in_force.write(self._runtime_dir)
 
     def _send(self, event: Event) -> None:
         try:

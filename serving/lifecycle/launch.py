@@ -55,6 +55,22 @@ class DeploymentState:
 
 
 @dataclass(frozen=True, slots=True)
+class Rollout:
+    """Ray Serve's word on the application: whether all of it is what was deployed last."""
+
+    status: str
+    message: str
+
+    @property
+    def is_done(self) -> bool:
+        return self.status == "RUNNING"
+
+    @property
+    def has_failed(self) -> bool:
+        return self.status == "DEPLOY_FAILED"
+
+
+@dataclass(frozen=True, slots=True)
 class StepEvent:
     """A step of the start begins."""
 
@@ -79,7 +95,16 @@ class FailedEvent:
     kind: Literal["failed"] = "failed"
 
 
-Event = StepEvent | DeploymentsEvent | FailedEvent
+@dataclass(frozen=True, slots=True)
+class ConfigEvent:
+    """Another config is on its way or, when ``is_settled``, in force or given up: in words."""
+
+    message: str
+    is_settled: bool
+    kind: Literal["config"] = "config"
+
+
+Event = StepEvent | DeploymentsEvent | FailedEvent | ConfigEvent
 
 
 def encode_event(event: Event) -> bytes:
@@ -90,6 +115,8 @@ def decode_event(line: bytes) -> Event:
     match orjson.loads(line):
         case {"kind": "step", "step": step}:
             return StepEvent(step)
+        case {"kind": "config", "message": message, "is_settled": is_settled}:
+            return ConfigEvent(message, is_settled)
         case {"kind": "failed", "message": message, "exit_code": exit_code}:
             return FailedEvent(message, exit_code)
         case {"kind": "deployments", "deployments": deployments}:

@@ -63,7 +63,23 @@ def test_a_gateway_of_this_node_is_reached_by_its_socket_and_checked_on_its_port
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(socket_of(tmp_path, "gateway")))
         hardened = harden(edge.rays_config, FOLDER, tmp_path)
-    assert f"    server gateway unix@{tmp_path}/gateway.sock check addr 127.0.0.1 port {port} " in hardened
+    assert f"    server gateway unix@{tmp_path}/gateway-gateway.sock check addr 127.0.0.1 port {port} " in hardened
+
+
+def test_gateways_that_ray_has_forgotten_serve_on(edge: Edge, tmp_path: Path) -> None:
+    """While Ray Serve builds an application anew, it names none."""
+    forgetful = re.sub(r"(?m)^    server \S+ \S+ check (?!backup).*\n", "", edge.rays_config)
+    assert not re.search(r"(?m)^    server ", harden(forgetful, FOLDER, tmp_path))
+    with socket.socket(socket.AF_UNIX) as living, socket.socket(socket.AF_UNIX) as dead:
+        living.bind(str(socket_of(tmp_path, "x-alive")))
+        dead.bind(str(socket_of(tmp_path, "x-dead")))
+        living.listen()
+        forgotten = harden(forgetful, FOLDER, tmp_path)
+        known = harden(edge.rays_config, FOLDER, tmp_path)
+    assert re.findall(r"(?m)^    server (.*)$", forgotten) == [
+        f"gateway-alive unix@{tmp_path}/gateway-alive.sock no-check"
+    ]
+    assert "gateway-alive" not in known, "where Ray names gateways, its word counts"
 
 
 def test_requests_are_not_spliced(edge: Edge) -> None:
