@@ -121,7 +121,7 @@ class Stage:
 
     def named(self, title: str) -> list[int]:
         """The server's processes with ``title`` in their command line, the oldest first."""
-        return sorted(set(processes.named(title)) & self.processes)
+        return sorted(set(processes.named(title)) & self.processes, key=processes.started_ticks)
 
     def gateways(self) -> list[int]:
         return self.named("ServeReplica:ballast:gateway")

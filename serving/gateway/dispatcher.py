@@ -66,10 +66,10 @@ class Dispatcher:
             metrics.WAITING.labels(name, "in_time").set(routes.line.num_waiting - routes.line.num_late)
             metrics.WAITING.labels(name, "late").set(routes.line.num_late)
 
-    def end_all(self) -> None:
-        """Nobody waits any longer."""
+    def close(self) -> None:
+        """Nobody waits any longer, and nobody is sent to a replica any more."""
         for routes in self.routes.values():
-            routes.line.end_all()
+            routes.line.close()
 
     def stats(self) -> Stats:
         """What the autoscaler is told."""

@@ -84,7 +84,7 @@ class Inference:
 
     def end_all(self) -> None:
         """The gateway's time is up: answers that have begun end with an error event, the other requests with a 503."""
-        self._dispatcher.end_all()
+        self._dispatcher.close()
         for relay in list(self._relays):
             relay.end()
 

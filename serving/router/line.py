@@ -63,6 +63,7 @@ class Line:
         self._clock = clock
         self._accounts: dict[str, float] = {}
         self._in_time, self._late, self._batch = self._classes = tuple(FairQueue(self._accounts) for _ in range(3))
+        self._is_closed = False
         self._sent_per_s = 0.0
         self._sent_at_s = clock()
 
@@ -81,8 +82,11 @@ class Line:
     def passes(self, waiting: Waiting) -> bool:
         """Send ``waiting`` at once if nobody is before it and a replica is open to it; False: it has to ``wait``.
 
-        Raises Overloaded, where what would be late is refused, and what ``waiting.send`` raises.
+        Raises Overloaded, where what would be late is refused, EngineUnavailable, where the line is closed, and what
+        ``waiting.send`` raises.
         """
+        if self._is_closed:
+            raise self._stopping()
         self._reserve.on_seen(waiting.tenant, self._clock())
         if not self._is_anyone_before(waiting):
             return not self._is_held_back(waiting) and self._place(waiting)
@@ -92,8 +96,11 @@ class Line:
         """Wait until ``waiting.send`` was called.
 
         Raises Overloaded (the line is full, or its time is up), RateLimited (it is full of its own tenant's requests),
-        EngineUnavailable (there is no replica, and none will be ready in time), and what ``waiting.send`` raises.
+        EngineUnavailable (there is no replica, and none will be ready in time; or the line is closed), and what
+        ``waiting.send`` raises.
         """
+        if self._is_closed:
+            raise self._stopping()
         if self._coming_in_time(waiting) is None:
             raise self._nobody()
         self._admit(waiting)
@@ -138,11 +145,11 @@ class Line:
                 if waiting.done is not None and not waiting.done.done() and self._coming_in_time(waiting) is None:
                     waiting.done.set_exception(self._nobody())
 
-    def end_all(self) -> None:
-        """This gateway stops: all that still wait are told to ask another one."""
+    def close(self) -> None:
+        """This gateway stops: all that still wait, and who comes after them, are told to ask another one."""
+        self._is_closed = True
         for waiting in [*self._in_time, *self._late, *self._batch]:
-            error = EngineUnavailable("this server is stopping", retry_after_s=self._spread(MIN_RETRY_AFTER_S))
-            self._fail(waiting, error)
+            self._fail(waiting, self._stopping())
 
     # ------------------------------------------------------------------------------------------------------- admission
 
@@ -335,6 +342,9 @@ class Line:
     def _be_late(self, waiting: Waiting) -> None:
         waiting.is_late = True
         waiting.on_late()
+
+    def _stopping(self) -> EngineUnavailable:
+        return EngineUnavailable("this server is stopping", retry_after_s=self._spread(MIN_RETRY_AFTER_S))
 
     def _refused(self) -> Overloaded:
         return Overloaded(

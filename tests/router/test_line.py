@@ -413,9 +413,19 @@ async def test_who_waits_is_told_when_help_will_not_come_after_all() -> None:
 async def test_when_the_gateway_stops_whoever_waits_is_told_so() -> None:
     hall = Hall()
     tasks = await hall.enter(hall.request("a"), hall.request("late", is_late=True), hall.request("b", is_batch=True))
-    hall.line.end_all()
+    hall.line.close()
     assert [type(outcome) for outcome in await outcomes(tasks)] == [EngineUnavailable] * 3
     assert hall.line.num_waiting == 0
+
+
+async def test_nobody_is_sent_any_more_when_the_gateway_has_stopped() -> None:
+    """Whoever was still being read or checked then would be cut off in the middle of an answer."""
+    hall = Hall()
+    hall.line.close()
+    with pytest.raises(EngineUnavailable):
+        hall.line.passes(hall.request("a"))
+    with pytest.raises(EngineUnavailable):
+        await hall.line.wait(hall.request("b"))
 
 
 async def test_who_leaves_frees_its_place() -> None:
