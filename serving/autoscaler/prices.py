@@ -3,10 +3,12 @@
 import math
 from collections.abc import Sequence
 
-from serving.autoscaler.demand import Foresight, Outlook, mean_up_to, share_up_to
+from serving.autoscaler.demand import Outlook
 from serving.autoscaler.pool_view import PoolView
+from serving.autoscaler.prompt_lengths import mean_up_to, share_up_to
 from serving.autoscaler.score import MissPrice, PoolOffer
 from serving.autoscaler.service_model import capacity_per_s, longest_prompt_tokens, prefill_s, spoilt_share
+from serving.autoscaler.shadow_fleets import Foresight
 from serving.autoscaler.types import Spec
 
 MIN_SLACK_S = 0.1

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from operator import mul
 from typing import NamedTuple
 
-from serving.autoscaler.demand import Foresight, Outlook, ceiling_per_s
+from serving.autoscaler.demand import Outlook, ceiling_per_s
+from serving.autoscaler.shadow_fleets import Foresight
 
 _LONGEST_FIRST = 0.45
 """Requests that miss per mean request of work that no longer fits: long prompts are the first to go. From the

@@ -6,18 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.autoscaler.demand import (
-    RATIOS,
-    DemandMemory,
-    Foresight,
-    Outlook,
-    Service,
-    ceiling_per_s,
-    learn,
-    mean_up_to,
-    outlook,
-    share_up_to,
-)
+from serving.autoscaler.demand import DemandMemory, Outlook, Service, ceiling_per_s, learn, outlook
+from serving.autoscaler.prompt_lengths import mean_up_to, share_up_to
+from serving.autoscaler.shadow_fleets import RATIOS, Foresight
 from serving.autoscaler.types import NUM_PROMPT_BUCKETS, Demand, prompt_bucket
 from tests.autoscaler.world import demand
 
