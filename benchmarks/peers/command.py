@@ -1,0 +1,338 @@
+"""``ballast bench peers``: the same load on Ballast, on raw vLLM, and on what else stands before vLLM.
+
+Servers are started, measured by turns and stopped here. Rounds are interleaved: in each, every load is put on every
+contender in turn, the first of them another one each time. With ``--out`` naming the folder of an earlier run its
+rounds stay, and these are added.
+"""
+
+import argparse
+import contextlib
+import os
+import sys
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from benchmarks import environment, processes
+from benchmarks.load.mistake import BenchError, GeneratorTooSlow
+from benchmarks.load.probe import learn_speech
+from benchmarks.load.prompts import Speech
+from benchmarks.load.target import Target
+from benchmarks.peers.contenders import BALLAST, CONTENDERS, VLLM, Setting
+from benchmarks.peers.launch import PeerError
+from benchmarks.peers.ratios import METRICS, MODES, Case, Measured, ahead_of_ballast, summarise
+from benchmarks.runs import document as documents
+from benchmarks.runs import serve
+from benchmarks.runs.live import View, quiet
+from benchmarks.runs.options import Plan, make_workload
+from benchmarks.runs.round import Round, run_round
+from benchmarks.runs.rows import read_rows
+from benchmarks.runs.slo import Slo
+from benchmarks.runs.watcher import Source
+from benchmarks.runs.words import terminal
+
+AHEAD_EXIT_CODE = 1
+INTERRUPTED_EXIT_CODE = 130
+SAMPLED = Case("sampled", 32)
+_IDLE_S = 3.0
+_WARMUP_S = 1.0
+_WARM_UP_ROUND = 10**6
+"""Far from those that are measured, so that it shares no words with them."""
+
+
+@dataclass(slots=True)
+class Stage:
+    """The servers that are up, and why the others are not."""
+
+    setting: Setting
+    up: dict[str, Target]
+    missing: dict[str, str]
+    versions: dict[str, str]
+
+
+def parser() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(
+        prog="ballast bench peers",
+        description="The same load on Ballast, raw vLLM, Ray Serve LLM, and routers and proxies before raw vLLM. "
+        "`make setup-peers` installs those that are not part of Ballast.",
+        epilog="Exit codes: 0 nobody is ahead of Ballast beyond noise in throughput or TTFT; 1 somebody is; 2 an "
+        "option is wrong or Ballast does not start; 3 the generator was the bottleneck; 130 interrupted, whole rounds "
+        "are kept. Example: ballast bench peers --peers vllm,litellm --rounds 5",
+    )
+    names = [name for name in CONTENDERS if name != BALLAST]
+    options.add_argument("--peers", default=",".join(names), metavar="NAMES", help=f"of {', '.join(names)}")
+    options.add_argument(
+        "--config", type=Path, default=Path("ballast.yaml"), metavar="FILE", help="default: ballast.yaml"
+    )
+    options.add_argument("--concurrency", default="1,8,32,64", metavar="C,…", help="default: 1,8,32,64")
+    options.add_argument("--rounds", type=int, default=5, metavar="N", help="default: 5")
+    options.add_argument("--duration", default="10s", metavar="TIME", help="of one measurement; default: 10s")
+    options.add_argument("--prompt-tokens", type=int, default=128, metavar="N", help="default: 128")
+    options.add_argument("--output-tokens", type=int, default=64, metavar="N", help="default: 64")
+    options.add_argument(
+        "--no-sampling", action="store_true", help="do not measure Ballast and raw vLLM with temperature and top-p too"
+    )
+    options.add_argument("--workers", type=int, default=1, metavar="N", help="generator processes; default: 1")
+    options.add_argument("--max-delay-ms", type=float, default=100.0, metavar="MS",
+                         help="p99 of the generator's own lag over which a run fails (default: 100)")  # fmt: skip
+    options.add_argument("--out", type=Path, metavar="FOLDER", help="default: results/bench/peers-TIME")
+    options.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file too")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit code. Raises BenchError, ConfigError, GeneratorTooSlow."""
+    given = sys.argv[1:] if arguments is None else arguments
+    options = parser().parse_args(given)
+    names, cases = [BALLAST, *chosen(options.peers)], chosen_cases(options)
+    setting = Setting.of(options.config)
+    folder, document = _opened(options, given)
+    is_interrupted = False
+    with servers(setting, names) as stage:
+        document["versions"] |= stage.versions
+        document["missing"] |= stage.missing
+        document["idle_cpu_share"].append(_idle_cpu_share())
+        first = 1 + max((each["round"] for each in document["rounds"]), default=-1)
+        turns = Turns(stage, options, folder, learn_speech(stage.up[BALLAST], setting.speech))
+        try:
+            turns.warm_up(max(case.concurrency for case in cases))
+            for number in range(first, first + options.rounds):
+                document["rounds"] += turns.round(number, cases)
+                documents.write(folder, document)
+        except KeyboardInterrupt:
+            is_interrupted = True
+    return _finish(document, folder, options, is_interrupted)
+
+
+def chosen(text: str) -> list[str]:
+    """Names of --peers, in the table's order. Raises BenchError."""
+    wanted = [name.strip() for name in text.split(",") if name.strip()]
+    if unknown := [name for name in wanted if name not in CONTENDERS or name == BALLAST]:
+        known = ", ".join(name for name in CONTENDERS if name != BALLAST)
+        raise BenchError(f"--peers: no peer '{unknown[0]}'; there are {known}")
+    if not wanted:
+        raise BenchError("--peers names nobody to compare with")
+    return [name for name in CONTENDERS if name in wanted]
+
+
+def chosen_cases(options: argparse.Namespace) -> list[Case]:
+    """The loads. Raises BenchError."""
+    try:
+        concurrencies = [int(word) for word in options.concurrency.split(",")]
+    except ValueError:
+        concurrencies = [0]
+    if min(concurrencies) < 1 or options.rounds < 1:
+        raise BenchError("--concurrency takes whole numbers above 0, such as 1,8,32, and --rounds one of them")
+    cases = [Case("greedy", concurrency) for concurrency in concurrencies]
+    return cases if options.no_sampling else [*cases, SAMPLED]
+
+
+def _opened(options: argparse.Namespace, given: Sequence[str]) -> tuple[Path, documents.Document]:
+    """A new run, or an earlier one to which rounds are added. Raises BenchError."""
+    load = {name: getattr(options, name) for name in ("duration", "prompt_tokens", "output_tokens", "workers")}
+    if options.out and (options.out / documents.NAME).exists():
+        found = documents.read(options.out)
+        if found.document.get("kind") != "peers" or found.document["load"] != load:
+            raise BenchError(f"{options.out} holds a run with another load; name another folder with --out")
+        return found.folder, found.document
+    document = {
+        **documents.head("peers", given),
+        "load": load,
+        "modes": MODES,
+        "missing": {},
+        "idle_cpu_share": [],
+        "rounds": [],
+    }
+    return documents.new_folder("peers", options.out), document
+
+
+@contextlib.contextmanager
+def servers(setting: Setting, names: Sequence[str]) -> Iterator[Stage]:
+    """All of ``names`` that can be started, one after the other. Raises BenchError when Ballast cannot."""
+    stage = Stage(setting, {}, {}, {})
+    with contextlib.ExitStack() as stack:
+        for name in with_needs(names):
+            documents.say(f"starting {CONTENDERS[name].title}")
+            try:
+                _start(stage, name, stack)
+            except (PeerError, RuntimeError) as error:
+                if name == BALLAST:
+                    raise BenchError(f"Ballast does not start: {error}") from error
+                stage.missing[name] = str(error)
+                documents.say(f"{name} is left out: {error}")
+        stage.up = {name: target for name, target in stage.up.items() if name in names}
+        yield stage
+
+
+def with_needs(names: Sequence[str]) -> list[str]:
+    """``names`` and those that they need, in the order in which they can be started."""
+    wanted = {*names, *(need for name in names if (need := CONTENDERS[name].needs))}
+    return [name for name in CONTENDERS if name in wanted]
+
+
+def _start(stage: Stage, name: str, stack: contextlib.ExitStack) -> None:
+    """Raises PeerError."""
+    contender = CONTENDERS[name]
+    if contender.needs and contender.needs not in stage.up:
+        raise PeerError(f"needs {contender.needs}, which is not up")
+    stage.versions[contender.distribution] = contender.environment.version(contender.distribution)
+    stage.up[name] = stack.enter_context(contender.start(stage.setting, stage.up))
+
+
+def _idle_cpu_share() -> float:
+    """Cores that all servers together take while nobody asks them anything."""
+    pids = processes.children([os.getpid()])
+    before_s = {pid: processes.cpu_s(pid) for pid in pids}
+    time.sleep(_IDLE_S)
+    spent_s = 0.0
+    for pid in pids:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            spent_s += processes.cpu_s(pid) - before_s[pid]
+    return round(spent_s / _IDLE_S, 3)
+
+
+@dataclass(frozen=True, slots=True)
+class Turns:
+    """Sends each load to each contender in turn."""
+
+    stage: Stage
+    options: argparse.Namespace
+    folder: Path
+    speech: Speech
+
+    def warm_up(self, concurrency: int) -> None:
+        """Every contender once at the highest concurrency, unmeasured."""
+        for name in self.stage.up:
+            self._measure(name, Case("greedy", concurrency), _WARM_UP_ROUND)
+
+    def round(self, number: int, cases: Sequence[Case]) -> list[dict[str, Any]]:
+        """Every case on every contender. Raises KeyboardInterrupt."""
+        found = []
+        for case in cases:
+            for name in in_turn(list(self.stage.up), number):
+                if case.mode == "greedy" or name in (BALLAST, VLLM):
+                    found.append(self._described(name, case, number))
+        return found
+
+    def _described(self, name: str, case: Case, number: int) -> dict[str, Any]:
+        measured = self._measure(name, case, number)
+        figures = measured.document
+        documents.say(
+            f"round {number}  {case.mode} C={case.concurrency:<3} {name:15} "
+            f"{figures['throughput'].get('output_tokens_per_s', 0.0):8.1f} tokens/s"
+        )
+        files = [str(self._folder(name, case).relative_to(self.folder) / file) for file in figures["files"]]
+        return {
+            "contender": name, "mode": case.mode, "concurrency": case.concurrency, "round": number,
+            "began_at": figures["began_at"], "seed": figures["seed"], "requests": figures["requests"],
+            "output_tokens_per_s": figures["throughput"].get("output_tokens_per_s"),
+            **{f"{latency}_p50_ms": figures["latency"].get(f"{latency}_ms", {}).get("p50", {}).get("value")
+               for latency in ("ttft", "tpot")},
+            "generator": figures["generator"], "errors": figures["errors"], "files": files,
+        }  # fmt: skip
+
+    def _folder(self, name: str, case: Case) -> Path:
+        return self.folder / f"{name}-{case.mode}-{case.concurrency}"
+
+    def _measure(self, name: str, case: Case, number: int) -> Round:
+        """Raises KeyboardInterrupt when Ctrl-C has cut it short."""
+        plan = self._plan(name, case)
+        with View(f"{name}, {case.mode}, {case.concurrency} clients", None) as view:
+            watch = view if sys.stderr.isatty() else quiet
+            found = run_round(plan, self._folder(name, case), number, None, watch)
+        if found.is_interrupted:
+            raise KeyboardInterrupt
+        return found
+
+    def _plan(self, name: str, case: Case) -> Plan:
+        options = self.options
+        given = [
+            "--concurrency", str(case.concurrency), "--duration", options.duration, "--warmup", f"{_WARMUP_S:g}s",
+            "--prompt-tokens", str(options.prompt_tokens), "--output-tokens", str(options.output_tokens),
+            "--workers", str(options.workers), "--max-delay-ms", str(options.max_delay_ms),
+            "--seed", str(seed_of(name, case)),
+        ]  # fmt: skip
+        run = serve.parser().parse_args(given)
+        speech = replace(self.speech, extra=dict(MODES[case.mode]))
+        return Plan(self.stage.up[name], speech, make_workload(run), Slo(), Source(), None, run)
+
+
+def seed_of(name: str, case: Case) -> int:
+    """Of each contender and load its own: requests are of the same shapes in other words, or one measurement would find
+    another's in the prefix cache."""
+    return zlib.crc32(f"{name}/{case.mode}/{case.concurrency}".encode())
+
+
+def in_turn(names: Sequence[str], number: int) -> list[str]:
+    """Another one first in each round, and every second round backwards."""
+    place = number % len(names)
+    turned = [*names[place:], *names[:place]]
+    return turned[:: -1 if number % 2 else 1]
+
+
+def _finish(document: documents.Document, folder: Path, options: argparse.Namespace, is_interrupted: bool) -> int:
+    """Write, print, judge. Raises GeneratorTooSlow."""
+    rounds: list[dict[str, Any]] = document["rounds"]
+    document["status"] = "interrupted" if is_interrupted else "complete"
+    measured = [
+        Measured(
+            each["contender"], Case(each["mode"], each["concurrency"]), each["round"],
+            read_rows([folder / file for file in each["files"]], _WARMUP_S),
+        )
+        for each in rounds
+    ]  # fmt: skip
+    document["summary"] = summary = summarise(measured)
+    path = documents.write(folder, document)
+    if options.json:
+        environment.write(options.json, without_files(document))
+    _print(summary, document["missing"])
+    documents.say(f"written to {path}")
+    if is_interrupted:
+        return INTERRUPTED_EXIT_CODE
+    complaints = [each["generator"]["complaint"] for each in rounds if each["generator"]["complaint"]]
+    if complaints:
+        raise GeneratorTooSlow(f"{len(complaints)} of {len(rounds)} measurements: {complaints[0]}")
+    return AHEAD_EXIT_CODE if ahead_of_ballast(summary) else 0
+
+
+def without_files(document: documents.Document) -> documents.Document:
+    """For a file that is kept elsewhere than the lines of its requests."""
+    rounds = [{name: value for name, value in each.items() if name != "files"} for each in document["rounds"]]
+    return {**document, "rounds": rounds}
+
+
+def _print(summary: Sequence[dict[str, Any]], missing: dict[str, str]) -> None:
+    console = terminal()
+    table = Table("C", "", "tokens/s", "to Ballast", "TTFT p50", "to Ballast", "TPOT p50", "to Ballast", "failed",
+                  box=None, pad_edge=False, padding=(0, 2))  # fmt: skip
+    for row in summary:
+        case = f"{row['concurrency']}" + ("" if row["mode"] == "greedy" else f" {row['mode']}")
+        cells = [cell for metric in METRICS for cell in (_value(row, metric), _ratio(row, metric))]
+        table.add_row(case, row["contender"], *cells, str(row["num_failed"]))
+    console.print(table)
+    for name, reason in missing.items():
+        console.print(Text(f"{name}: not measured: {reason}", style="yellow"))
+    ahead = ahead_of_ballast(summary)
+    words = f"AHEAD OF BALLAST: {'; '.join(ahead)}" if ahead else "NOBODY AHEAD of Ballast beyond noise"
+    console.print(Text(words, style="bold red" if ahead else "bold green"))
+
+
+def _value(row: dict[str, Any], metric: str) -> str:
+    return f"{row[metric]:.4g}" if metric in row else "-"
+
+
+def _ratio(row: dict[str, Any], metric: str) -> Text:
+    if not row["ratios"]:
+        return Text("")
+    found = row["ratios"][metric]
+    if found["ci95"] is None:
+        return Text(f"{found['value']:.2f} ?")
+    low, high = found["ci95"]
+    style = {"ahead": "red", "behind": "green", "even": "dim"}[found["judgement"]]
+    return Text(f"{found['value']:.2f} ({low:.2f} to {high:.2f})", style=style)

@@ -1,0 +1,140 @@
+"""What rounds come to: each contender's figures, and their ratios to Ballast's with intervals.
+
+A round measures all contenders one after the other, so that what else the machine does in that time meets them all.
+The bootstrap keeps that: a round is drawn for both sides of a ratio or for none, then blocks of time within it for each
+side by itself (`benchmarks/runs/intervals.py`).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.peers.contenders import BALLAST
+from benchmarks.runs.compare import NUM_RESAMPLES, Side, quantile, rate
+from benchmarks.runs.intervals import NUM_BLOCKS, draw_rounds, draw_weights, interval
+from benchmarks.runs.rows import Rows
+
+Judgement = Literal["ahead", "behind", "even", "unknown"]
+METRICS = ("output_tokens_per_s", "ttft_p50_ms", "tpot_p50_ms")
+JUDGED = ("output_tokens_per_s", "ttft_p50_ms")
+"""Metrics in which nobody may be ahead of Ballast."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One load: ``mode`` says how tokens are chosen, a key of ``MODES``."""
+
+    mode: str
+    concurrency: int
+
+
+MODES: dict[str, dict[str, float]] = {"greedy": {"temperature": 0.0}, "sampled": {"temperature": 0.8, "top_p": 0.95}}
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One contender at one load in one round."""
+
+    contender: str
+    case: Case
+    round: int
+    rows: Rows
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """The contender's figure by Ballast's of the same rounds, with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+    """NaN where a resample had no request at all: too few were answered."""
+    judgement: Judgement
+    """Of the contender: ``ahead`` or ``behind`` when the whole interval is on that side of 1."""
+
+
+def summarise(measured: Sequence[Measured], seed: int = 0) -> list[dict[str, Any]]:
+    """One JSON object per load and contender, in the order in which they were first measured."""
+    found = []
+    for case in dict.fromkeys(each.case for each in measured):
+        of_case = [each for each in measured if each.case == case]
+        ours = {each.round: each.rows for each in of_case if each.contender == BALLAST}
+        for contender in dict.fromkeys(each.contender for each in of_case):
+            theirs = {each.round: each.rows for each in of_case if each.contender == contender}
+            found.append(
+                {
+                    "contender": contender, "mode": case.mode, "concurrency": case.concurrency,
+                    "num_rounds": len(theirs), **_figures(list(theirs.values()), seed),
+                    "ratios": {} if contender == BALLAST else _ratios(ours, theirs, seed),
+                }
+            )  # fmt: skip
+    return found
+
+
+def _figures(rounds: Sequence[Rows], seed: int) -> dict[str, Any]:
+    """Of all rounds together."""
+    side = Side(rounds, is_closed=True)
+    weights = draw_weights(np.random.default_rng(seed), [NUM_BLOCKS] * len(rounds), 1)
+    num_ok = sum(int(rows.is_ok.sum()) for rows in rounds)
+    tokens = sum(int(rows.output_tokens[rows.is_ok].sum()) for rows in rounds)
+    return {
+        **{name: round(_metric(side, name, weights)[0], 3) for name in METRICS if num_ok},
+        "num_ok": num_ok,
+        "num_failed": sum(int((rows.counts & ~rows.is_ok).sum()) for rows in rounds),
+        "output_tokens_mean": round(tokens / max(1, num_ok), 2),
+    }
+
+
+def _ratios(ours: Mapping[int, Rows], theirs: Mapping[int, Rows], seed: int) -> dict[str, Any]:
+    both = [number for number in theirs if number in ours and theirs[number].is_ok.any() and ours[number].is_ok.any()]
+    if not both:
+        return {}
+    a, b = (Side([rounds[number] for number in both], is_closed=True) for rounds in (ours, theirs))
+    found = {name: ratio(a, b, name, seed) for name in METRICS}
+    return {
+        name: {
+            "value": each.value,
+            "ci95": None if np.isnan(each.low) else [each.low, each.high],
+            "judgement": each.judgement,
+        }
+        for name, each in found.items()
+    }
+
+
+def ratio(ours: Side, theirs: Side, metric: str, seed: int = 0) -> Ratio:
+    """``theirs`` by ``ours``, whose rounds belong together pair by pair."""
+    rng = np.random.default_rng(seed)
+    blocks = [NUM_BLOCKS] * len(ours.rounds)
+    picked = draw_rounds(rng, len(blocks), NUM_RESAMPLES)
+    a, drawn_a = _metric(ours, metric, draw_weights(rng, blocks, NUM_RESAMPLES, picked))
+    b, drawn_b = _metric(theirs, metric, draw_weights(rng, blocks, NUM_RESAMPLES, picked))
+    low, high = interval(drawn_b / np.maximum(drawn_a, 1e-9))
+    return Ratio(round(b / max(a, 1e-9), 4), round(low, 4), round(high, 4), judge(metric, low, high))
+
+
+def judge(metric: str, low: float, high: float) -> Judgement:
+    """More is better for rates, less for times."""
+    if np.isnan(low):
+        return "unknown"
+    if low <= 1.0 <= high:
+        return "even"
+    return "ahead" if (low > 1.0) == metric.endswith("_per_s") else "behind"
+
+
+def _metric(side: Side, metric: str, weights: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+    if metric == "output_tokens_per_s":
+        return rate(side, weights)
+    return quantile(side.latency(metric.partition("_")[0]), 0.5, weights)
+
+
+def ahead_of_ballast(summary: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Where somebody is ahead beyond noise, in words."""
+    return [
+        f"{row['contender']} in {metric} at C={row['concurrency']} ({row['mode']})"
+        for row in summary
+        for metric in JUDGED
+        if row["ratios"] and row["ratios"][metric]["judgement"] == "ahead"
+    ]

@@ -1,0 +1,236 @@
+"""``ballast bench peers``: who is measured, what a ratio says, and what becomes of a server that does not start."""
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.compare_check import started as null_server
+from benchmarks.load.mistake import BenchError
+from benchmarks.load.null_server import Manners
+from benchmarks.load.prompts import Speech
+from benchmarks.load.target import Target
+from benchmarks.peers import command, environments
+from benchmarks.peers.contenders import CONTENDERS, Contender, Setting, flags
+from benchmarks.peers.environments import OURS, PROXIES
+from benchmarks.peers.launch import PeerError, started
+from benchmarks.peers.ratios import Case, Measured, ahead_of_ballast, judge, ratio, summarise
+from benchmarks.runs import document as documents
+from benchmarks.runs.compare import Side
+from benchmarks.runs.rows import Rows
+from serving.cli import main
+from serving.cluster import free_port
+from serving.lifecycle.processes import start_ticks
+from tests.benchmarks.test_rows import FAILED, row, rows_of
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def test_every_engine_gets_the_settings_of_the_config_and_none_of_ballasts_own_parts() -> None:
+    setting = Setting.of(ROOT / "ballast.yaml")
+    found = setting.engine_args()
+    assert (found["max_num_seqs"], found["enforce_eager"], found["kv_cache_memory_bytes"]) == (64, True, 2**30)
+    assert found.keys().isdisjoint({"worker_cls", "additional_config", "distributed_executor_backend"})
+    environ = setting.engine_environ()
+    assert (environ["OMP_NUM_THREADS"], environ["VLLM_PLUGINS"], environ["HF_HUB_OFFLINE"]) == ("1", "", "1")
+
+
+def test_a_config_without_a_cpu_pool_is_refused(tmp_path: Path) -> None:
+    text = (ROOT / "ballast.cuda.yaml").read_text()
+    (tmp_path / "cuda.yaml").write_text(text)
+    with pytest.raises(BenchError, match="no CPU pool"):
+        Setting.of(tmp_path / "cuda.yaml")
+
+
+def test_engine_arguments_become_vllms_command_line() -> None:
+    args = {"max_num_seqs": 64, "enforce_eager": True, "enable_prefix_caching": False, "override": {"a": 1}}
+    assert flags(args) == [
+        "--max-num-seqs", "64", "--enforce-eager", "--no-enable-prefix-caching", "--override", '{"a": 1}',
+    ]  # fmt: skip
+
+
+def test_peers_are_chosen_by_name_and_what_they_stand_before_is_started_first() -> None:
+    assert command.chosen("litellm, ray-llm") == ["ray-llm", "litellm"]
+    assert command.with_needs(["ballast", "litellm"]) == ["ballast", "vllm", "litellm"]
+    for text, what in (("litelm", "no peer 'litelm'"), ("ballast", "no peer 'ballast'"), ("", "names nobody")):
+        with pytest.raises(BenchError, match=what):
+            command.chosen(text)
+
+
+def test_a_concurrency_that_is_no_number_is_refused() -> None:
+    with pytest.raises(BenchError, match="--concurrency"):
+        command.chosen_cases(command.parser().parse_args(["--concurrency", "1,x"]))
+
+
+def test_each_contender_has_one_turn_a_round_and_is_first_in_one() -> None:
+    rounds = [command.in_turn(["a", "b", "c", "d"], number) for number in range(4)]
+    assert all(sorted(order) == ["a", "b", "c", "d"] for order in rounds)
+    assert len({tuple(order) for order in rounds}) == 4
+    assert {order[0] for order in rounds[::2]} == {"a", "c"}
+    assert {order[0] for order in rounds[1::2]} == {"a", "c"}
+
+
+# -------------------------------------------------------------------------------------------------------------- ratios
+
+
+def round_of(folder: Path, slowness: float, seed: int) -> Rows:
+    """A closed loop of one client: each request follows the one before."""
+    rng = np.random.default_rng(seed)
+    at_s, lines = 0.0, []
+    for _ in range(120):
+        first_s, span_s = (part * slowness * float(np.exp(rng.normal(0.0, 0.05))) for part in (0.02, 0.06))
+        ends = {"first_token_s": at_s + first_s, "last_token_s": at_s + first_s + span_s}
+        lines.append(row(at_s, **ends, end_s=at_s + first_s + span_s))
+        at_s += first_s + span_s
+    folder.mkdir(parents=True, exist_ok=True)
+    return rows_of(folder, lines)
+
+
+def sides(folder: Path, factor: float) -> tuple[Side, Side]:
+    """Five rounds in which the machine is up to three times slower, which both sides of a round share."""
+    weather = (1.0, 3.0, 1.5, 2.0, 1.2)
+    ours = [round_of(folder, slow, 2 * number) for number, slow in enumerate(weather)]
+    theirs = [round_of(folder, slow * factor, 2 * number + 1) for number, slow in enumerate(weather)]
+    return Side(ours, is_closed=True), Side(theirs, is_closed=True)
+
+
+def test_what_slows_a_whole_round_is_not_in_the_interval(tmp_path: Path) -> None:
+    ours, theirs = sides(tmp_path, 1.1)
+    for metric, expected in (("output_tokens_per_s", 1 / 1.1), ("ttft_p50_ms", 1.1), ("tpot_p50_ms", 1.1)):
+        found = ratio(ours, theirs, metric)
+        assert found.low < expected < found.high
+        assert found.high - found.low < 0.2
+    assert ratio(ours, theirs, "output_tokens_per_s").judgement == "behind"
+
+
+def test_the_same_server_twice_is_even(tmp_path: Path) -> None:
+    ours, theirs = sides(tmp_path, 1.0)
+    assert {ratio(ours, theirs, metric).judgement for metric in ("output_tokens_per_s", "ttft_p50_ms")} == {"even"}
+
+
+@pytest.mark.parametrize(
+    ("metric", "low", "high", "expected"),
+    [
+        ("output_tokens_per_s", 1.01, 1.2, "ahead"), ("output_tokens_per_s", 0.8, 0.99, "behind"),
+        ("ttft_p50_ms", 0.8, 0.99, "ahead"), ("ttft_p50_ms", 1.01, 1.2, "behind"), ("ttft_p50_ms", 0.9, 1.1, "even"),
+        ("ttft_p50_ms", float("nan"), float("nan"), "unknown"),
+    ],
+)  # fmt: skip
+def test_more_is_better_for_rates_and_less_for_times(metric: str, low: float, high: float, expected: str) -> None:
+    assert judge(metric, low, high) == expected
+
+
+def test_a_ratio_is_of_the_rounds_that_both_were_measured_in(tmp_path: Path) -> None:
+    case = Case("greedy", 1)
+    measured = [
+        Measured("ballast", case, number, round_of(tmp_path, slow, number)) for number, slow in ((0, 1.0), (1, 3.0))
+    ]
+    measured.append(Measured("fast", case, 1, round_of(tmp_path, 1.5, 7)))
+    measured.append(Measured("broken", case, 1, rows_of(tmp_path, [row(0.1 * at, **FAILED) for at in range(9)])))
+    ballast, fast, broken = summarise(measured)
+    assert (ballast["num_rounds"], ballast["ratios"]) == (2, {})
+    assert fast["ratios"]["output_tokens_per_s"]["value"] == pytest.approx(2.0, rel=0.05)
+    assert (broken["num_ok"], broken["num_failed"], broken["ratios"]) == (0, 9, {})
+    assert ahead_of_ballast([ballast, fast, broken]) == [
+        "fast in output_tokens_per_s at C=1 (greedy)", "fast in ttft_p50_ms at C=1 (greedy)",
+    ]  # fmt: skip
+
+
+# -------------------------------------------------------------------------------------------------------------- servers
+
+
+def test_a_server_that_ends_while_starting_says_why_and_names_no_folder() -> None:
+    code = "import sys; print('cannot open', '/srv/data/x.bin'); sys.exit(7)"
+    server = started([sys.executable, "-c", code], {}, Speech("m", 0), free_port())
+    with pytest.raises(PeerError, match=r"exit code 7 while starting: cannot open x\.bin"):
+        server.__enter__()
+
+
+def test_nothing_that_a_server_has_started_outlives_it(tmp_path: Path) -> None:
+    port, note = free_port(), tmp_path / "pid"
+    script = f'sleep 600 & echo $! > {note}; exec "$0" "$@"'
+    command_ = [sys.executable, "-m", "benchmarks.load.null_server", "--port", str(port)]
+    with started(["/bin/sh", "-c", script, *command_], {}, Speech("null", 0), port) as target:
+        assert target.url == f"http://127.0.0.1:{port}/v1"
+        child = int(note.read_text())
+        assert start_ticks(child) is not None
+    assert start_ticks(child) is None
+
+
+def test_a_peer_that_is_not_installed_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(environments, "_ROOT", tmp_path)
+    for ask in (lambda: PROXIES.version("litellm"), lambda: PROXIES.program("litellm"), lambda: PROXIES.python):
+        with pytest.raises(PeerError, match="make setup-peers"):
+            ask()
+    assert OURS.version("ray") == "2.60.0"
+
+
+# ---------------------------------------------------------------------------------------------------------- the command
+
+FAST, SLOW = Manners(first_s=0.005, step_s=0.001), Manners(first_s=0.05, step_s=0.01)
+
+
+def _standing_in(manners: Manners) -> Any:
+    @contextlib.contextmanager
+    def start(_setting: Setting, _up: Mapping[str, Target]) -> Iterator[Target]:
+        with null_server(manners) as port:
+            yield Target("127.0.0.1", port, "/v1")
+
+    return start
+
+
+def _broken(_setting: Setting, _up: Mapping[str, Target]) -> AbstractContextManager[Target]:
+    raise PeerError("ended with exit code 1 while starting: no such thing")
+
+
+def _bench(monkeypatch: pytest.MonkeyPatch, out: Path, ballast: Manners, *options: str) -> int:
+    monkeypatch.setitem(CONTENDERS, "ballast", Contender("Ballast", "ray", OURS, _standing_in(ballast)))
+    monkeypatch.setitem(CONTENDERS, "vllm", Contender("raw vLLM", "ray", OURS, _standing_in(SLOW)))
+    monkeypatch.setitem(CONTENDERS, "litellm", Contender("LiteLLM", "ray", OURS, _broken, "vllm"))
+    monkeypatch.setattr(command, "_WARMUP_S", 0.2)
+    monkeypatch.setattr(command, "_IDLE_S", 0.1)
+    load = ("--concurrency", "2", "--duration", "1s", "--prompt-tokens", "20", "--output-tokens", "4")
+    given = (*load, "--max-delay-ms", "60000", "--peers", "vllm,litellm", "--out", str(out), *options)
+    return main(["bench", "peers", "--config", str(ROOT / "ballast.yaml"), *given])
+
+
+def test_a_run_has_every_contender_in_every_round_and_the_reason_of_the_one_that_did_not_start(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, kept = tmp_path / "run", tmp_path / "peers.json"
+    assert _bench(monkeypatch, out, FAST, "--rounds", "2", "--no-sampling", "--json", str(kept)) == 0
+    printed = capsys.readouterr().out
+    assert "litellm: not measured: ended with exit code 1" in printed
+    assert "NOBODY AHEAD" in printed
+    document = json.loads(kept.read_text())
+    assert {(each["contender"], each["round"]) for each in document["rounds"]} == {
+        (name, number) for name in ("ballast", "vllm") for number in (0, 1)
+    }
+    assert document["missing"].keys() == {"litellm"}
+    assert str(tmp_path) not in kept.read_text()
+    # The same folder again: rounds go on, and what is there is kept.
+    assert _bench(monkeypatch, out, FAST, "--rounds", "1", "--no-sampling") == 0
+    assert [each["round"] for each in documents.read(out).document["rounds"]] == [0, 0, 1, 1, 2, 2]
+    assert _bench(monkeypatch, out, FAST, "--output-tokens", "5") == BenchError.exit_code
+
+
+def test_somebody_ahead_has_an_exit_code_and_sampling_is_measured_beside_greedy(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slower = Manners(first_s=0.1, step_s=0.02)
+    assert _bench(monkeypatch, tmp_path / "run", slower, "--rounds", "1") == command.AHEAD_EXIT_CODE
+    assert "AHEAD OF BALLAST: vllm in" in capsys.readouterr().out
+    modes = {(each["mode"], each["concurrency"]) for each in documents.read(tmp_path / "run").document["rounds"]}
+    assert modes == {("greedy", 2), ("sampled", 32)}
+
+
+def test_ballast_itself_must_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(CONTENDERS, "ballast", Contender("Ballast", "ray", OURS, _broken))
+    with pytest.raises(BenchError, match="Ballast does not start"):
+        command.main(["--config", str(ROOT / "ballast.yaml"), "--out", str(tmp_path)])
