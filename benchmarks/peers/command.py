@@ -20,13 +20,14 @@ from rich.table import Table
 from rich.text import Text
 
 from benchmarks import environment, processes
+from benchmarks.load.arrivals import parse_duration_s
 from benchmarks.load.mistake import BenchError, GeneratorTooSlow
 from benchmarks.load.probe import learn_speech
 from benchmarks.load.prompts import Speech
 from benchmarks.load.target import Target
 from benchmarks.peers.contenders import BALLAST, CONTENDERS, VLLM, Setting
 from benchmarks.peers.launch import PeerError
-from benchmarks.peers.ratios import METRICS, MODES, Case, Measured, ahead_of_ballast, summarise
+from benchmarks.peers.ratios import METRICS, MODES, Case, Measured, Turn, ahead_of_ballast, summarise
 from benchmarks.runs import document as documents
 from benchmarks.runs import serve
 from benchmarks.runs.live import View, quiet
@@ -97,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with servers(setting, names) as stage:
         document["versions"] |= stage.versions
         document["missing"] |= stage.missing
-        document["idle_cpu_share"].append(_idle_cpu_share())
+        document["sessions"].append(_session(given, list(stage.up)))
         first = 1 + max((each["round"] for each in document["rounds"]), default=-1)
         turns = Turns(stage, options, folder, learn_speech(stage.up[BALLAST], setting.speech))
         try:
@@ -146,7 +147,7 @@ def _opened(options: argparse.Namespace, given: Sequence[str]) -> tuple[Path, do
         "load": load,
         "modes": MODES,
         "missing": {},
-        "idle_cpu_share": [],
+        "sessions": [],
         "rounds": [],
     }
     return documents.new_folder("peers", options.out), document
@@ -185,7 +186,14 @@ def _start(stage: Stage, name: str, stack: contextlib.ExitStack) -> None:
     stage.up[name] = stack.enter_context(contender.start(stage.setting, stage.up))
 
 
-def _idle_cpu_share() -> float:
+def _session(given: Sequence[str], names: Sequence[str]) -> dict[str, Any]:
+    """One call of the command: servers that are up together."""
+    head = documents.head("peers", given)
+    kept = {name: head[name] for name in ("measured_at", "command", "commit")}
+    return {**kept, "contenders": list(names), "idle_cores": _idle_cores()}
+
+
+def _idle_cores() -> float:
     """Cores that all servers together take while nobody asks them anything."""
     pids = processes.children([os.getpid()])
     before_s = {pid: processes.cpu_s(pid) for pid in pids}
@@ -280,10 +288,11 @@ def _finish(document: documents.Document, folder: Path, options: argparse.Namesp
     """Write, print, judge. Raises GeneratorTooSlow."""
     rounds: list[dict[str, Any]] = document["rounds"]
     document["status"] = "interrupted" if is_interrupted else "complete"
+    span_s = parse_duration_s(options.duration)
     measured = [
         Measured(
             each["contender"], Case(each["mode"], each["concurrency"]), each["round"],
-            read_rows([folder / file for file in each["files"]], _WARMUP_S),
+            Turn.of(read_rows([folder / file for file in each["files"]]), _WARMUP_S, _WARMUP_S + span_s),
         )
         for each in rounds
     ]  # fmt: skip
@@ -309,8 +318,9 @@ def without_files(document: documents.Document) -> documents.Document:
 
 def _print(summary: Sequence[dict[str, Any]], missing: dict[str, str]) -> None:
     console = terminal()
-    table = Table("C", "", "tokens/s", "to Ballast", "TTFT p50", "to Ballast", "TPOT p50", "to Ballast", "failed",
-                  box=None, pad_edge=False, padding=(0, 2))  # fmt: skip
+    table = Table(box=None, pad_edge=False, padding=(0, 2))
+    for heading in ("C", "", "tokens/s", "to Ballast", "TTFT p50", "to Ballast", "TPOT p50", "to Ballast", "failed"):
+        table.add_column(heading, no_wrap=True)
     for row in summary:
         case = f"{row['concurrency']}" + ("" if row["mode"] == "greedy" else f" {row['mode']}")
         cells = [cell for metric in METRICS for cell in (_value(row, metric), _ratio(row, metric))]
@@ -335,4 +345,4 @@ def _ratio(row: dict[str, Any], metric: str) -> Text:
         return Text(f"{found['value']:.2f} ?")
     low, high = found["ci95"]
     style = {"ahead": "red", "behind": "green", "even": "dim"}[found["judgement"]]
-    return Text(f"{found['value']:.2f} ({low:.2f} to {high:.2f})", style=style)
+    return Text(f"{found['value']:.2f} ({low:.2f}–{high:.2f})", style=style)

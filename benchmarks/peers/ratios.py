@@ -3,6 +3,10 @@
 A round measures all contenders one after the other, so that what else the machine does in that time meets them all.
 The bootstrap keeps that: a round is drawn for both sides of a ratio or for none, then blocks of time within it for each
 side by itself (`benchmarks/runs/intervals.py`).
+
+Throughput is of the time in which all clients were at work: tokens count when they arrive, from the end of the warm-up
+to when clients send no more. Counted by request instead, a round of a few seconds would show how its last answers
+happened to end.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,8 +16,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.peers.contenders import BALLAST
-from benchmarks.runs.compare import NUM_RESAMPLES, Side, quantile, rate
+from benchmarks.peers.contenders import BALLAST, CONTENDERS
+from benchmarks.runs.compare import NUM_RESAMPLES, Side, quantile
 from benchmarks.runs.intervals import NUM_BLOCKS, draw_rounds, draw_weights, interval
 from benchmarks.runs.rows import Rows
 
@@ -41,7 +45,36 @@ class Measured:
     contender: str
     case: Case
     round: int
+    turn: "Turn"
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """``rows`` are the requests after the warm-up; ``tokens`` [NUM_BLOCKS] what came in each block of ``span_s``."""
+
     rows: Rows
+    tokens: NDArray[np.float64]
+    span_s: float
+
+    @classmethod
+    def of(cls, rows: Rows, begin_s: float, end_s: float) -> "Turn":
+        """Of all rows, those of the warm-up too, and the time in which all clients were at work."""
+        return cls(rows.after(begin_s), tokens_by_block(rows, begin_s, end_s), end_s - begin_s)
+
+
+def tokens_by_block(rows: Rows, begin_s: float, end_s: float) -> NDArray[np.float64]:
+    """Tokens of whole answers that arrived in each of ``NUM_BLOCKS`` equal stretches of time. An event that carried
+    several counts as its answer's mean."""
+    num_events = 1 + np.bincount(rows.itl_row, minlength=len(rows))
+    per_event = np.where(rows.is_ok, rows.output_tokens / num_events, 0.0)
+    since_first_s = np.cumsum(rows.itl_us) / 1e6
+    before_s = np.concatenate([[0.0], since_first_s])[np.cumsum(num_events - 1) - (num_events - 1)]
+    at_s = np.concatenate(
+        [rows.first_token_s, rows.first_token_s[rows.itl_row] + since_first_s - before_s[rows.itl_row]]
+    )
+    weights = np.concatenate([per_event, per_event[rows.itl_row]])
+    found, _ = np.histogram(at_s, NUM_BLOCKS, (begin_s, end_s), weights=weights)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +90,13 @@ class Ratio:
 
 
 def summarise(measured: Sequence[Measured], seed: int = 0) -> list[dict[str, Any]]:
-    """One JSON object per load and contender, in the order in which they were first measured."""
+    """One JSON object per load and contender, in the order of the first round."""
     found = []
     for case in dict.fromkeys(each.case for each in measured):
         of_case = [each for each in measured if each.case == case]
-        ours = {each.round: each.rows for each in of_case if each.contender == BALLAST}
-        for contender in dict.fromkeys(each.contender for each in of_case):
-            theirs = {each.round: each.rows for each in of_case if each.contender == contender}
+        ours = {each.round: each.turn for each in of_case if each.contender == BALLAST}
+        for contender in [name for name in CONTENDERS if any(each.contender == name for each in of_case)]:
+            theirs = {each.round: each.turn for each in of_case if each.contender == contender}
             found.append(
                 {
                     "contender": contender, "mode": case.mode, "concurrency": case.concurrency,
@@ -74,26 +107,29 @@ def summarise(measured: Sequence[Measured], seed: int = 0) -> list[dict[str, Any
     return found
 
 
-def _figures(rounds: Sequence[Rows], seed: int) -> dict[str, Any]:
+def _figures(turns: Sequence[Turn], seed: int) -> dict[str, Any]:
     """Of all rounds together."""
-    side = Side(rounds, is_closed=True)
+    rounds = [turn.rows for turn in turns]
     weights = draw_weights(np.random.default_rng(seed), [NUM_BLOCKS] * len(rounds), 1)
     num_ok = sum(int(rows.is_ok.sum()) for rows in rounds)
     tokens = sum(int(rows.output_tokens[rows.is_ok].sum()) for rows in rounds)
     return {
-        **{name: round(_metric(side, name, weights)[0], 3) for name in METRICS if num_ok},
+        **{name: round(_metric(turns, name, weights)[0], 3) for name in METRICS if num_ok},
         "num_ok": num_ok,
         "num_failed": sum(int((rows.counts & ~rows.is_ok).sum()) for rows in rounds),
         "output_tokens_mean": round(tokens / max(1, num_ok), 2),
     }
 
 
-def _ratios(ours: Mapping[int, Rows], theirs: Mapping[int, Rows], seed: int) -> dict[str, Any]:
-    both = [number for number in theirs if number in ours and theirs[number].is_ok.any() and ours[number].is_ok.any()]
+def _ratios(ours: Mapping[int, Turn], theirs: Mapping[int, Turn], seed: int) -> dict[str, Any]:
+    both = [number for number in theirs if number in ours]
+    both = [number for number in both if all(side[number].rows.is_ok.any() for side in (ours, theirs))]
     if not both:
         return {}
-    a, b = (Side([rounds[number] for number in both], is_closed=True) for rounds in (ours, theirs))
-    found = {name: ratio(a, b, name, seed) for name in METRICS}
+    found = {
+        name: ratio([ours[number] for number in both], [theirs[number] for number in both], name, seed)
+        for name in METRICS
+    }
     return {
         name: {
             "value": each.value,
@@ -104,10 +140,10 @@ def _ratios(ours: Mapping[int, Rows], theirs: Mapping[int, Rows], seed: int) -> 
     }
 
 
-def ratio(ours: Side, theirs: Side, metric: str, seed: int = 0) -> Ratio:
+def ratio(ours: Sequence[Turn], theirs: Sequence[Turn], metric: str, seed: int = 0) -> Ratio:
     """``theirs`` by ``ours``, whose rounds belong together pair by pair."""
     rng = np.random.default_rng(seed)
-    blocks = [NUM_BLOCKS] * len(ours.rounds)
+    blocks = [NUM_BLOCKS] * len(ours)
     picked = draw_rounds(rng, len(blocks), NUM_RESAMPLES)
     a, drawn_a = _metric(ours, metric, draw_weights(rng, blocks, NUM_RESAMPLES, picked))
     b, drawn_b = _metric(theirs, metric, draw_weights(rng, blocks, NUM_RESAMPLES, picked))
@@ -124,9 +160,11 @@ def judge(metric: str, low: float, high: float) -> Judgement:
     return "ahead" if (low > 1.0) == metric.endswith("_per_s") else "behind"
 
 
-def _metric(side: Side, metric: str, weights: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+def _metric(turns: Sequence[Turn], metric: str, weights: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
     if metric == "output_tokens_per_s":
-        return rate(side, weights)
+        tokens, span_s = np.concatenate([turn.tokens for turn in turns]), sum(turn.span_s for turn in turns)
+        return float(tokens.sum()) / span_s, (weights @ tokens) / span_s
+    side = Side([turn.rows for turn in turns], is_closed=True)
     return quantile(side.latency(metric.partition("_")[0]), 0.5, weights)
 
 

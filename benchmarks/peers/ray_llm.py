@@ -10,16 +10,15 @@ import os
 import shlex
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 NUM_LOGICAL_CPUS = 8
 OBJECT_STORE_BYTES = 128 * 2**20
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def main(options: dict[str, Any], folder: Path) -> None:
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     os.environ.update(environ(options, folder))  # Ray reads it when it is imported
     import ray
     from ray import serve
@@ -42,7 +41,10 @@ def main(options: dict[str, Any], folder: Path) -> None:
         runtime_env={"env_vars": options["env_vars"]},
     )
     serve.run(build_openai_app({"llm_configs": [config]}))
-    signal.sigwait(SIGNALS)
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+    ended.wait()
     serve.shutdown()
     ray.shutdown()
 

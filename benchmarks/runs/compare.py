@@ -111,7 +111,7 @@ def compare(a: Side, b: Side, tolerance: Tolerance, seed: int = 0) -> list[Metri
             name = f"{latency}_p{share * 100:g}_ms"
             rows.append((name, quantile(ours, share, weights_a), quantile(theirs, share, weights_b)))
     if a.is_closed:
-        rows.append(("output_tokens_per_s", rate(a, weights_a), rate(b, weights_b)))
+        rows.append(("output_tokens_per_s", _rate(a, weights_a), _rate(b, weights_b)))
     level = 1.0 - _OVERALL_ERROR / (len(rows) + 1)
     found = [_ratio(name, ours, theirs, level, tolerance.ratio) for name, ours, theirs in rows]
     return [*found, _difference(_failed(a, weights_a), _failed(b, weights_b), level, tolerance.failed_share)]
@@ -124,8 +124,8 @@ def quantile(found: Sample, share: float, weights: NDArray[np.float64]) -> tuple
     return float(value) / 1e3, resampled_quantiles_us(counts, buckets, (share,), weights)[:, 0] / 1e3
 
 
-def rate(side: Side, weights: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-    """Output tokens per second, and those of each resample."""
+def _rate(side: Side, weights: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+    """Output tokens per second."""
     tokens, span_s = side.per_block("tokens"), side.span_s
     return float(tokens.sum()) / span_s, (weights @ tokens) / span_s
 

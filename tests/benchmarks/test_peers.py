@@ -20,10 +20,8 @@ from benchmarks.peers import command, environments
 from benchmarks.peers.contenders import CONTENDERS, Contender, Setting, flags
 from benchmarks.peers.environments import OURS, PROXIES
 from benchmarks.peers.launch import PeerError, started
-from benchmarks.peers.ratios import Case, Measured, ahead_of_ballast, judge, ratio, summarise
+from benchmarks.peers.ratios import Case, Measured, Turn, ahead_of_ballast, judge, ratio, summarise, tokens_by_block
 from benchmarks.runs import document as documents
-from benchmarks.runs.compare import Side
-from benchmarks.runs.rows import Rows
 from serving.cli import main
 from serving.cluster import free_port
 from serving.lifecycle.processes import start_ticks
@@ -79,7 +77,7 @@ def test_each_contender_has_one_turn_a_round_and_is_first_in_one() -> None:
 # -------------------------------------------------------------------------------------------------------------- ratios
 
 
-def round_of(folder: Path, slowness: float, seed: int) -> Rows:
+def round_of(folder: Path, slowness: float, seed: int) -> Turn:
     """A closed loop of one client: each request follows the one before."""
     rng = np.random.default_rng(seed)
     at_s, lines = 0.0, []
@@ -89,15 +87,15 @@ def round_of(folder: Path, slowness: float, seed: int) -> Rows:
         lines.append(row(at_s, **ends, end_s=at_s + first_s + span_s))
         at_s += first_s + span_s
     folder.mkdir(parents=True, exist_ok=True)
-    return rows_of(folder, lines)
+    return Turn.of(rows_of(folder, lines), 0.0, at_s)
 
 
-def sides(folder: Path, factor: float) -> tuple[Side, Side]:
+def sides(folder: Path, factor: float) -> tuple[list[Turn], list[Turn]]:
     """Five rounds in which the machine is up to three times slower, which both sides of a round share."""
     weather = (1.0, 3.0, 1.5, 2.0, 1.2)
     ours = [round_of(folder, slow, 2 * number) for number, slow in enumerate(weather)]
     theirs = [round_of(folder, slow * factor, 2 * number + 1) for number, slow in enumerate(weather)]
-    return Side(ours, is_closed=True), Side(theirs, is_closed=True)
+    return ours, theirs
 
 
 def test_what_slows_a_whole_round_is_not_in_the_interval(tmp_path: Path) -> None:
@@ -131,15 +129,26 @@ def test_a_ratio_is_of_the_rounds_that_both_were_measured_in(tmp_path: Path) -> 
     measured = [
         Measured("ballast", case, number, round_of(tmp_path, slow, number)) for number, slow in ((0, 1.0), (1, 3.0))
     ]
-    measured.append(Measured("fast", case, 1, round_of(tmp_path, 1.5, 7)))
-    measured.append(Measured("broken", case, 1, rows_of(tmp_path, [row(0.1 * at, **FAILED) for at in range(9)])))
+    failed = rows_of(tmp_path, [row(0.1 * at, **FAILED) for at in range(9)])
+    measured.append(Measured("vllm", case, 1, round_of(tmp_path, 1.5, 7)))
+    measured.append(Measured("litellm", case, 1, Turn.of(failed, 0.0, 1.0)))
     ballast, fast, broken = summarise(measured)
     assert (ballast["num_rounds"], ballast["ratios"]) == (2, {})
     assert fast["ratios"]["output_tokens_per_s"]["value"] == pytest.approx(2.0, rel=0.05)
     assert (broken["num_ok"], broken["num_failed"], broken["ratios"]) == (0, 9, {})
     assert ahead_of_ballast([ballast, fast, broken]) == [
-        "fast in output_tokens_per_s at C=1 (greedy)", "fast in ttft_p50_ms at C=1 (greedy)",
+        "vllm in output_tokens_per_s at C=1 (greedy)", "vllm in ttft_p50_ms at C=1 (greedy)",
     ]  # fmt: skip
+
+
+def test_tokens_count_when_they_arrive_while_all_clients_are_at_work(tmp_path: Path) -> None:
+    """Answers of four tokens, 20 ms apart: one from before the window, one within, one that outlasts it, one failed."""
+    lines = [row(at_s) for at_s in (0.85, 1.5, 1.87)] + [row(1.2, **FAILED)]
+    found = tokens_by_block(rows_of(tmp_path, sorted(lines, key=lambda line: line["intended_s"])), 1.0, 2.0)
+    assert found.sum() == 1 + 4 + 2
+    assert found.nonzero()[0].tolist() == [0, 18, 19, 29]
+    turn = Turn.of(rows_of(tmp_path, lines), 1.0, 2.0)
+    assert (len(turn.rows), turn.rows.itl_row.tolist()) == (3, [0, 0, 0, 1, 1, 1])
 
 
 # -------------------------------------------------------------------------------------------------------------- servers
