@@ -8,6 +8,7 @@ rounds stay, and these are added.
 import argparse
 import contextlib
 import os
+import signal
 import sys
 import time
 import zlib
@@ -41,7 +42,7 @@ from benchmarks.runs.words import terminal
 AHEAD_EXIT_CODE = 1
 INTERRUPTED_EXIT_CODE = 130
 SAMPLED = Case("sampled", 32)
-_IDLE_S = 3.0
+_SETTLE_S, _IDLE_S = 5.0, 3.0
 _WARMUP_S = 1.0
 _WARM_UP_ROUND = 10**6
 """Far from those that are measured, so that it shares no words with them."""
@@ -95,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     setting = Setting.of(options.config)
     folder, document = _opened(options, given)
     is_interrupted = False
-    with servers(setting, names) as stage:
+    with _ending_like_ctrl_c(), servers(setting, names) as stage:
         document["versions"] |= stage.versions
         document["missing"] |= stage.missing
         document["sessions"].append(_session(given, list(stage.up)))
@@ -109,6 +110,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             is_interrupted = True
     return _finish(document, folder, options, is_interrupted)
+
+
+@contextlib.contextmanager
+def _ending_like_ctrl_c() -> Iterator[None]:
+    """SIGTERM is heard as Ctrl-C is: no server may outlive this process."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def chosen(text: str) -> list[str]:
@@ -195,6 +206,7 @@ def _session(given: Sequence[str], names: Sequence[str]) -> dict[str, Any]:
 
 def _idle_cores() -> float:
     """Cores that all servers together take while nobody asks them anything."""
+    time.sleep(_SETTLE_S)
     pids = processes.children([os.getpid()])
     before_s = {pid: processes.cpu_s(pid) for pid in pids}
     time.sleep(_IDLE_S)
@@ -318,8 +330,8 @@ def without_files(document: documents.Document) -> documents.Document:
 
 def _print(summary: Sequence[dict[str, Any]], missing: dict[str, str]) -> None:
     console = terminal()
-    table = Table(box=None, pad_edge=False, padding=(0, 2))
-    for heading in ("C", "", "tokens/s", "to Ballast", "TTFT p50", "to Ballast", "TPOT p50", "to Ballast", "failed"):
+    table = Table(box=None, pad_edge=False, padding=(0, 1))
+    for heading in ("C", "", "tokens/s", "to Ballast", "TTFT ms", "to Ballast", "TPOT ms", "to Ballast", "failed"):
         table.add_column(heading, no_wrap=True)
     for row in summary:
         case = f"{row['concurrency']}" + ("" if row["mode"] == "greedy" else f" {row['mode']}")

@@ -148,7 +148,7 @@ def test_tokens_count_when_they_arrive_while_all_clients_are_at_work(tmp_path: P
     assert found.sum() == 1 + 4 + 2
     assert found.nonzero()[0].tolist() == [0, 18, 19, 29]
     turn = Turn.of(rows_of(tmp_path, lines), 1.0, 2.0)
-    assert (len(turn.rows), turn.rows.itl_row.tolist()) == (3, [0, 0, 0, 1, 1, 1])
+    assert (len(turn.rows), turn.rows.itl_row.tolist()) == (3, [1, 1, 1, 2, 2, 2])
 
 
 # -------------------------------------------------------------------------------------------------------------- servers
@@ -203,6 +203,7 @@ def _bench(monkeypatch: pytest.MonkeyPatch, out: Path, ballast: Manners, *option
     monkeypatch.setitem(CONTENDERS, "vllm", Contender("raw vLLM", "ray", OURS, _standing_in(SLOW)))
     monkeypatch.setitem(CONTENDERS, "litellm", Contender("LiteLLM", "ray", OURS, _broken, "vllm"))
     monkeypatch.setattr(command, "_WARMUP_S", 0.2)
+    monkeypatch.setattr(command, "_SETTLE_S", 0.0)
     monkeypatch.setattr(command, "_IDLE_S", 0.1)
     load = ("--concurrency", "2", "--duration", "1s", "--prompt-tokens", "20", "--output-tokens", "4")
     given = (*load, "--max-delay-ms", "60000", "--peers", "vllm,litellm", "--out", str(out), *options)
