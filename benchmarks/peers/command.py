@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.table import Table
 from rich.text import Text
@@ -39,6 +39,7 @@ from benchmarks.runs.slo import Slo
 from benchmarks.runs.watcher import Source
 from benchmarks.runs.words import terminal
 
+T = TypeVar("T")
 AHEAD_EXIT_CODE = 1
 INTERRUPTED_EXIT_CODE = 130
 SAMPLED = Case("sampled", 32)
@@ -64,8 +65,8 @@ def parser() -> argparse.ArgumentParser:
         description="The same load on Ballast, raw vLLM, Ray Serve LLM, and routers and proxies before raw vLLM. "
         "`make setup-peers` installs those that are not part of Ballast.",
         epilog="Exit codes: 0 nobody is ahead of Ballast beyond noise in throughput or TTFT; 1 somebody is; 2 an "
-        "option is wrong or Ballast does not start; 3 the generator was the bottleneck; 130 interrupted, whole rounds "
-        "are kept. Example: ballast bench peers --peers vllm,litellm --rounds 5",
+        "option is wrong or Ballast does not start; 3 the generator was the bottleneck; 130 interrupted, what was "
+        "measured is kept. Example: ballast bench peers --peers vllm,litellm --rounds 5",
     )
     names = [name for name in CONTENDERS if name != BALLAST]
     options.add_argument("--peers", default=",".join(names), metavar="NAMES", help=f"of {', '.join(names)}")
@@ -105,8 +106,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             turns.warm_up(max(case.concurrency for case in cases))
             for number in range(first, first + options.rounds):
-                document["rounds"] += turns.round(number, cases)
-                documents.write(folder, document)
+                for measurement in turns.round(number, cases):
+                    document["rounds"].append(measurement)
+                    documents.write(folder, document)
         except KeyboardInterrupt:
             is_interrupted = True
     return _finish(document, folder, options, is_interrupted)
@@ -231,14 +233,12 @@ class Turns:
         for name in self.stage.up:
             self._measure(name, Case("greedy", concurrency), _WARM_UP_ROUND)
 
-    def round(self, number: int, cases: Sequence[Case]) -> list[dict[str, Any]]:
+    def round(self, number: int, cases: Sequence[Case]) -> Iterator[dict[str, Any]]:
         """Every case on every contender. Raises KeyboardInterrupt."""
-        found = []
-        for case in cases:
+        for case in in_turn(cases, number):
             for name in in_turn(list(self.stage.up), number):
                 if case.mode == "greedy" or name in (BALLAST, VLLM):
-                    found.append(self._described(name, case, number))
-        return found
+                    yield self._described(name, case, number)
 
     def _described(self, name: str, case: Case, number: int) -> dict[str, Any]:
         measured = self._measure(name, case, number)
@@ -289,10 +289,10 @@ def seed_of(name: str, case: Case) -> int:
     return zlib.crc32(f"{name}/{case.mode}/{case.concurrency}".encode())
 
 
-def in_turn(names: Sequence[str], number: int) -> list[str]:
-    """Another one first in each round, and every second round backwards."""
-    place = number % len(names)
-    turned = [*names[place:], *names[:place]]
+def in_turn(things: Sequence[T], number: int) -> list[T]:
+    """In another order in each round, and every second round backwards."""
+    place = number % len(things)
+    turned = [*things[place:], *things[:place]]
     return turned[:: -1 if number % 2 else 1]
 
 

@@ -90,9 +90,9 @@ class Ratio:
 
 
 def summarise(measured: Sequence[Measured], seed: int = 0) -> list[dict[str, Any]]:
-    """One JSON object per load and contender, in the order of the first round."""
+    """One JSON object per load and contender."""
     found = []
-    for case in dict.fromkeys(each.case for each in measured):
+    for case in sorted({each.case for each in measured}, key=lambda case: (case.mode, case.concurrency)):
         of_case = [each for each in measured if each.case == case]
         ours = {each.round: each.turn for each in of_case if each.contender == BALLAST}
         for contender in [name for name in CONTENDERS if any(each.contender == name for each in of_case)]:

@@ -214,30 +214,41 @@ def test_a_run_has_every_contender_in_every_round_and_the_reason_of_the_one_that
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, kept = tmp_path / "run", tmp_path / "peers.json"
-    assert _bench(monkeypatch, out, FAST, "--rounds", "2", "--no-sampling", "--json", str(kept)) == 0
+    assert _bench(monkeypatch, out, FAST, "--rounds", "1", "--no-sampling", "--json", str(kept)) in (0, 1)
     printed = capsys.readouterr().out
     assert "litellm: not measured: ended with exit code 1" in printed
-    assert "NOBODY AHEAD" in printed
     document = json.loads(kept.read_text())
-    assert {(each["contender"], each["round"]) for each in document["rounds"]} == {
-        (name, number) for name in ("ballast", "vllm") for number in (0, 1)
-    }
+    assert [(each["contender"], each["round"]) for each in document["rounds"]] == [("ballast", 0), ("vllm", 0)]
     assert document["missing"].keys() == {"litellm"}
     assert str(tmp_path) not in kept.read_text()
     # The same folder again: rounds go on, and what is there is kept.
-    assert _bench(monkeypatch, out, FAST, "--rounds", "1", "--no-sampling") == 0
-    assert [each["round"] for each in documents.read(out).document["rounds"]] == [0, 0, 1, 1, 2, 2]
+    assert _bench(monkeypatch, out, FAST, "--rounds", "1", "--no-sampling") in (0, 1)
+    assert [each["round"] for each in documents.read(out).document["rounds"]] == [0, 0, 1, 1]
     assert _bench(monkeypatch, out, FAST, "--output-tokens", "5") == BenchError.exit_code
 
 
-def test_somebody_ahead_has_an_exit_code_and_sampling_is_measured_beside_greedy(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    slower = Manners(first_s=0.1, step_s=0.02)
-    assert _bench(monkeypatch, tmp_path / "run", slower, "--rounds", "1") == command.AHEAD_EXIT_CODE
-    assert "AHEAD OF BALLAST: vllm in" in capsys.readouterr().out
+def test_sampling_is_measured_beside_greedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    _bench(monkeypatch, tmp_path / "run", FAST, "--rounds", "1")
     modes = {(each["mode"], each["concurrency"]) for each in documents.read(tmp_path / "run").document["rounds"]}
     assert modes == {("greedy", 2), ("sampled", 32)}
+
+
+@pytest.mark.parametrize(
+    ("slowness", "code", "words"),
+    [(2.0, 0, "NOBODY AHEAD"), (0.5, command.AHEAD_EXIT_CODE, "AHEAD OF BALLAST: vllm in")],
+)
+def test_somebody_ahead_has_an_exit_code(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], slowness: float, code: int, words: str
+) -> None:
+    rounds = []
+    for name, slow in (("ballast", 1.0), ("vllm", slowness)):
+        folder = tmp_path / name / "round-0"
+        round_of(folder, slow, 1)
+        rounds.append({"contender": name, "mode": "greedy", "concurrency": 1, "round": 0,
+                       "generator": {"complaint": None}, "files": [f"{name}/round-0/requests-0.jsonl"]})  # fmt: skip
+    options = command.parser().parse_args(["--duration", "3s"])
+    assert command._finish({"rounds": rounds, "missing": {}}, tmp_path, options, False) == code
+    assert words in capsys.readouterr().out
 
 
 def test_ballast_itself_must_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
