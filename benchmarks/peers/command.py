@@ -32,7 +32,7 @@ from benchmarks.peers.ratios import METRICS, MODES, Case, Measured, Turn, ahead_
 from benchmarks.runs import document as documents
 from benchmarks.runs import serve
 from benchmarks.runs.live import View, quiet
-from benchmarks.runs.options import Plan, make_workload
+from benchmarks.runs.options import Plan, count, make_workload, positive
 from benchmarks.runs.round import Round, run_round
 from benchmarks.runs.rows import read_rows
 from benchmarks.runs.slo import Slo
@@ -74,15 +74,15 @@ def parser() -> argparse.ArgumentParser:
         "--config", type=Path, default=Path("ballast.yaml"), metavar="FILE", help="default: ballast.yaml"
     )
     options.add_argument("--concurrency", default="1,8,32,64", metavar="C,…", help="default: 1,8,32,64")
-    options.add_argument("--rounds", type=int, default=5, metavar="N", help="default: 5")
+    options.add_argument("--rounds", type=count, default=5, metavar="N", help="default: 5")
     options.add_argument("--duration", default="10s", metavar="TIME", help="of one measurement; default: 10s")
-    options.add_argument("--prompt-tokens", type=int, default=128, metavar="N", help="default: 128")
-    options.add_argument("--output-tokens", type=int, default=64, metavar="N", help="default: 64")
+    options.add_argument("--prompt-tokens", type=count, default=128, metavar="N", help="default: 128")
+    options.add_argument("--output-tokens", type=count, default=64, metavar="N", help="default: 64")
     options.add_argument(
         "--no-sampling", action="store_true", help="do not measure Ballast and raw vLLM with temperature and top-p too"
     )
-    options.add_argument("--workers", type=int, default=1, metavar="N", help="generator processes; default: 1")
-    options.add_argument("--max-delay-ms", type=float, default=100.0, metavar="MS",
+    options.add_argument("--workers", type=count, default=1, metavar="N", help="generator processes; default: 1")
+    options.add_argument("--max-delay-ms", type=positive, default=100.0, metavar="MS",
                          help="p99 of the generator's own lag over which a run fails (default: 100)")  # fmt: skip
     options.add_argument("--out", type=Path, metavar="FOLDER", help="default: results/bench/peers-TIME")
     options.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file too")
@@ -99,7 +99,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     is_interrupted = False
     with _ending_like_ctrl_c(), servers(setting, names) as stage:
         document["versions"] |= stage.versions
-        document["missing"] |= stage.missing
+        known = document["missing"] | stage.missing
+        document["missing"] = {name: reason for name, reason in known.items() if name not in stage.up}
         document["sessions"].append(_session(given, list(stage.up)))
         first = 1 + max((each["round"] for each in document["rounds"]), default=-1)
         turns = Turns(stage, options, folder, learn_speech(stage.up[BALLAST], setting.speech))
@@ -141,8 +142,9 @@ def chosen_cases(options: argparse.Namespace) -> list[Case]:
         concurrencies = [int(word) for word in options.concurrency.split(",")]
     except ValueError:
         concurrencies = [0]
-    if min(concurrencies) < 1 or options.rounds < 1:
-        raise BenchError("--concurrency takes whole numbers above 0, such as 1,8,32, and --rounds one of them")
+    if min(concurrencies) < 1:
+        raise BenchError(f"--concurrency {options.concurrency}: write whole numbers above 0, such as 1,8,32")
+    parse_duration_s(options.duration)
     cases = [Case("greedy", concurrency) for concurrency in concurrencies]
     return cases if options.no_sampling else [*cases, SAMPLED]
 
