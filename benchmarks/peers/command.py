@@ -25,9 +25,8 @@ from benchmarks.load.arrivals import parse_duration_s
 from benchmarks.load.mistake import BenchError, GeneratorTooSlow
 from benchmarks.load.probe import learn_speech
 from benchmarks.load.prompts import Speech
-from benchmarks.load.target import Target
 from benchmarks.peers.contenders import BALLAST, CONTENDERS, VLLM, Setting
-from benchmarks.peers.launch import PeerError
+from benchmarks.peers.launch import PeerError, Server
 from benchmarks.peers.ratios import METRICS, MODES, Case, Measured, Turn, ahead_of_ballast, summarise
 from benchmarks.runs import document as documents
 from benchmarks.runs import serve
@@ -54,9 +53,20 @@ class Stage:
     """The servers that are up, and why the others are not."""
 
     setting: Setting
-    up: dict[str, Target]
+    names: Sequence[str]
+    up: dict[str, Server]
     missing: dict[str, str]
     versions: dict[str, str]
+
+    @property
+    def measured(self) -> list[str]:
+        """Those that are up and were asked for: not an engine that only stands behind another."""
+        return [name for name in self.up if name in self.names]
+
+    def cpu_s(self, name: str) -> float:
+        """CPU time so far of a server and of the engine behind it."""
+        needs = CONTENDERS[name].needs
+        return self.up[name].cpu_s() + (self.up[needs].cpu_s() if needs else 0.0)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -101,9 +111,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         document["versions"] |= stage.versions
         known = document["missing"] | stage.missing
         document["missing"] = {name: reason for name, reason in known.items() if name not in stage.up}
-        document["sessions"].append(_session(given, list(stage.up)))
+        document["sessions"].append(_session(given, stage.measured))
         first = 1 + max((each["round"] for each in document["rounds"]), default=-1)
-        turns = Turns(stage, options, folder, learn_speech(stage.up[BALLAST], setting.speech))
+        turns = Turns(stage, options, folder, learn_speech(stage.up[BALLAST].target, setting.speech))
         try:
             turns.warm_up(max(case.concurrency for case in cases))
             for number in range(first, first + options.rounds):
@@ -171,7 +181,7 @@ def _opened(options: argparse.Namespace, given: Sequence[str]) -> tuple[Path, do
 @contextlib.contextmanager
 def servers(setting: Setting, names: Sequence[str]) -> Iterator[Stage]:
     """All of ``names`` that can be started, one after the other. Raises BenchError when Ballast cannot."""
-    stage = Stage(setting, {}, {}, {})
+    stage = Stage(setting, names, {}, {}, {})
     with contextlib.ExitStack() as stack:
         for name in with_needs(names):
             documents.say(f"starting {CONTENDERS[name].title}")
@@ -182,7 +192,6 @@ def servers(setting: Setting, names: Sequence[str]) -> Iterator[Stage]:
                     raise BenchError(f"Ballast does not start: {error}") from error
                 stage.missing[name] = str(error)
                 documents.say(f"{name} is left out: {error}")
-        stage.up = {name: target for name, target in stage.up.items() if name in names}
         yield stage
 
 
@@ -232,18 +241,20 @@ class Turns:
 
     def warm_up(self, concurrency: int) -> None:
         """Every contender once at the highest concurrency, unmeasured."""
-        for name in self.stage.up:
+        for name in self.stage.measured:
             self._measure(name, Case("greedy", concurrency), _WARM_UP_ROUND)
 
     def round(self, number: int, cases: Sequence[Case]) -> Iterator[dict[str, Any]]:
         """Every case on every contender. Raises KeyboardInterrupt."""
         for case in in_turn(cases, number):
-            for name in in_turn(list(self.stage.up), number):
+            for name in in_turn(self.stage.measured, number):
                 if case.mode == "greedy" or name in (BALLAST, VLLM):
                     yield self._described(name, case, number)
 
     def _described(self, name: str, case: Case, number: int) -> dict[str, Any]:
+        before_s = self.stage.cpu_s(name)
         measured = self._measure(name, case, number)
+        cpu_s = self.stage.cpu_s(name) - before_s
         figures = measured.document
         documents.say(
             f"round {number}  {case.mode} C={case.concurrency:<3} {name:15} "
@@ -256,7 +267,7 @@ class Turns:
             "output_tokens_per_s": figures["throughput"].get("output_tokens_per_s"),
             **{f"{latency}_p50_ms": figures["latency"].get(f"{latency}_ms", {}).get("p50", {}).get("value")
                for latency in ("ttft", "tpot")},
-            "generator": figures["generator"], "errors": figures["errors"], "files": files,
+            "cpu_s": round(cpu_s, 3), "generator": figures["generator"], "errors": figures["errors"], "files": files,
         }  # fmt: skip
 
     def _folder(self, name: str, case: Case) -> Path:
@@ -282,7 +293,7 @@ class Turns:
         ]  # fmt: skip
         run = serve.parser().parse_args(given)
         speech = replace(self.speech, extra=dict(MODES[case.mode]))
-        return Plan(self.stage.up[name], speech, make_workload(run), Slo(), Source(), None, run)
+        return Plan(self.stage.up[name].target, speech, make_workload(run), Slo(), Source(), None, run)
 
 
 def seed_of(name: str, case: Case) -> int:
@@ -302,14 +313,7 @@ def _finish(document: documents.Document, folder: Path, options: argparse.Namesp
     """Write, print, judge. Raises GeneratorTooSlow."""
     rounds: list[dict[str, Any]] = document["rounds"]
     document["status"] = "interrupted" if is_interrupted else "complete"
-    span_s = parse_duration_s(options.duration)
-    measured = [
-        Measured(
-            each["contender"], Case(each["mode"], each["concurrency"]), each["round"],
-            Turn.of(read_rows([folder / file for file in each["files"]]), _WARMUP_S, _WARMUP_S + span_s),
-        )
-        for each in rounds
-    ]  # fmt: skip
+    measured = [_turn(each, folder, parse_duration_s(options.duration)) for each in rounds]
     document["summary"] = summary = summarise(measured)
     path = documents.write(folder, document)
     if options.json:
@@ -324,6 +328,13 @@ def _finish(document: documents.Document, folder: Path, options: argparse.Namesp
     return AHEAD_EXIT_CODE if ahead_of_ballast(summary) else 0
 
 
+def _turn(found: dict[str, Any], folder: Path, span_s: float) -> Measured:
+    """One entry of a document's rounds, with the lines of its requests."""
+    rows = read_rows([folder / file for file in found["files"]])
+    turn = Turn.of(rows, _WARMUP_S, _WARMUP_S + span_s, found.get("cpu_s", float("nan")))
+    return Measured(found["contender"], Case(found["mode"], found["concurrency"]), found["round"], turn)
+
+
 def without_files(document: documents.Document) -> documents.Document:
     """For a file that is kept elsewhere than the lines of its requests."""
     rounds = [{name: value for name, value in each.items() if name != "files"} for each in document["rounds"]]
@@ -333,12 +344,23 @@ def without_files(document: documents.Document) -> documents.Document:
 def _print(summary: Sequence[dict[str, Any]], missing: dict[str, str]) -> None:
     console = terminal()
     table = Table(box=None, pad_edge=False, padding=(0, 1))
-    for heading in ("C", "", "tokens/s", "to Ballast", "TTFT ms", "to Ballast", "TPOT ms", "to Ballast", "failed"):
+    for heading in (
+        "C",
+        "",
+        "tokens/s",
+        "to Ballast",
+        "TTFT ms",
+        "to Ballast",
+        "TPOT ms",
+        "to Ballast",
+        "CPU µs",
+        "failed",
+    ):
         table.add_column(heading, no_wrap=True)
     for row in summary:
         case = f"{row['concurrency']}" + ("" if row["mode"] == "greedy" else f" {row['mode']}")
         cells = [cell for metric in METRICS for cell in (_value(row, metric), _ratio(row, metric))]
-        table.add_row(case, row["contender"], *cells, str(row["num_failed"]))
+        table.add_row(case, row["contender"], *cells, _value(row, "cpu_us_per_token"), str(row["num_failed"]))
     console.print(table)
     for name, reason in missing.items():
         console.print(Text(f"{name}: not measured: {reason}", style="yellow"))
@@ -348,7 +370,7 @@ def _print(summary: Sequence[dict[str, Any]], missing: dict[str, str]) -> None:
 
 
 def _value(row: dict[str, Any], metric: str) -> str:
-    return f"{row[metric]:.4g}" if metric in row else "-"
+    return "-" if row.get(metric) is None else f"{row[metric]:.4g}"
 
 
 def _ratio(row: dict[str, Any], metric: str) -> Text:

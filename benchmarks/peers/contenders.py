@@ -22,7 +22,7 @@ from benchmarks.load.mistake import BenchError
 from benchmarks.load.prompts import Speech
 from benchmarks.load.target import Target
 from benchmarks.peers.environments import OURS, PROXIES, RAY_LLM, Environment
-from benchmarks.peers.launch import PeerError, started
+from benchmarks.peers.launch import PeerError, Server, started
 from benchmarks.server import running
 from serving.cluster import compile_cache_dir, free_port
 from serving.config import Config, load_config
@@ -86,7 +86,7 @@ class Setting:
         }
 
 
-Start = Callable[[Setting, Mapping[str, Target]], AbstractContextManager[Target]]
+Start = Callable[[Setting, Mapping[str, Server]], AbstractContextManager[Server]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,14 +101,14 @@ class Contender:
 
 
 @contextlib.contextmanager
-def _ballast(setting: Setting, _up: Mapping[str, Target]) -> Iterator[Target]:
+def _ballast(setting: Setting, _up: Mapping[str, Server]) -> Iterator[Server]:
     """With a key, so that the check of keys is part of what is measured."""
     with running(setting.config.model_dump(mode="json")) as server:
         with KeyStore.open(server.state_dir) as store:
             minted, _ = store.create(NewKey("benchmark"), os.urandom, time.time())
         target = Target("127.0.0.1", server.port, "/v1", key=minted.plaintext)
         _wait_until_keys_count(target)
-        yield target
+        yield Server(target, server.pid)
 
 
 def _wait_until_keys_count(target: Target) -> None:
@@ -123,7 +123,7 @@ def _wait_until_keys_count(target: Target) -> None:
     raise PeerError(f"Ballast asks for no key {_KEY_TIMEOUT_S:g} s after one was created")
 
 
-def _vllm(setting: Setting, _up: Mapping[str, Target]) -> AbstractContextManager[Target]:
+def _vllm(setting: Setting, _up: Mapping[str, Server]) -> AbstractContextManager[Server]:
     port = free_port()
     command = [
         OURS.python, "-P", "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port),
@@ -145,7 +145,7 @@ def flags(args: Mapping[str, Any]) -> list[str]:
     return words
 
 
-def _ray_llm(setting: Setting, *, is_direct: bool) -> AbstractContextManager[Target]:
+def _ray_llm(setting: Setting, *, is_direct: bool) -> AbstractContextManager[Server]:
     port = free_port()
     given = {
         "port": port,
@@ -161,9 +161,9 @@ def _ray_llm(setting: Setting, *, is_direct: bool) -> AbstractContextManager[Tar
     return started(command, {}, setting.speech, port)
 
 
-def _litellm(setting: Setting, up: Mapping[str, Target]) -> AbstractContextManager[Target]:
+def _litellm(setting: Setting, up: Mapping[str, Server]) -> AbstractContextManager[Server]:
     port, key = free_port(), f"sk-{secrets.token_hex(32)}"  # it does not start without one
-    served = {"model": f"hosted_vllm/{setting.model}", "api_base": up[VLLM].url, "api_key": "none"}
+    served = {"model": f"hosted_vllm/{setting.model}", "api_base": up[VLLM].target.url, "api_key": "none"}
     config = {
         "model_list": [{"model_name": setting.model, "litellm_params": served}],
         "litellm_settings": {"telemetry": False},
@@ -179,9 +179,9 @@ def _litellm(setting: Setting, up: Mapping[str, Target]) -> AbstractContextManag
     return started(command, environ, setting.speech, port, key)
 
 
-def _router(words: list[str], setting: Setting, up: Mapping[str, Target]) -> AbstractContextManager[Target]:
+def _router(words: list[str], setting: Setting, up: Mapping[str, Server]) -> AbstractContextManager[Server]:
     port = free_port()
-    engine = up[VLLM]
+    engine = up[VLLM].target
     command = [
         *words, "--host", "127.0.0.1", "--port", str(port), "--worker-urls", f"http://{engine.host}:{engine.port}",
         "--prometheus-host", "127.0.0.1", "--prometheus-port", str(free_port()), "--log-level", "error",
@@ -189,11 +189,11 @@ def _router(words: list[str], setting: Setting, up: Mapping[str, Target]) -> Abs
     return started(command, {}, setting.speech, port)
 
 
-def _vllm_router(setting: Setting, up: Mapping[str, Target]) -> AbstractContextManager[Target]:
+def _vllm_router(setting: Setting, up: Mapping[str, Server]) -> AbstractContextManager[Server]:
     return _router([PROXIES.program("vllm-router")], setting, up)
 
 
-def _sglang_router(setting: Setting, up: Mapping[str, Target]) -> AbstractContextManager[Target]:
+def _sglang_router(setting: Setting, up: Mapping[str, Server]) -> AbstractContextManager[Server]:
     return _router([PROXIES.program("sglang-router"), "launch"], setting, up)
 
 

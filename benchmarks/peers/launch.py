@@ -6,12 +6,14 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.load.mistake import BenchError
 from benchmarks.load.probe import learn_speech
 from benchmarks.load.prompts import Speech
 from benchmarks.load.target import Target
+from benchmarks.runs.watcher import usage_of
 from serving.cluster import new_runtime_dir
 from serving.lifecycle.processes import RUNTIME_DIR_VARIABLE, end_processes_of
 
@@ -27,10 +29,22 @@ class PeerError(Exception):
     """A peer that cannot be measured here; the message says why, in one line."""
 
 
+@dataclass(frozen=True, slots=True)
+class Server:
+    """One that is up, and the process that all its others descend from."""
+
+    target: Target
+    pid: int
+
+    def cpu_s(self) -> float:
+        """CPU time of all its processes so far."""
+        return usage_of(self.pid)["cpu_s"]
+
+
 @contextlib.contextmanager
 def started(
     command: Sequence[str], environ: Mapping[str, str], speech: Speech, port: int, key: str | None = None
-) -> Iterator[Target]:
+) -> Iterator[Server]:
     """The server that ``command`` starts on ``port`` of loopback, once it streams an answer to who sends ``key``.
 
     ``{folder}`` in a word of the command or of ``environ`` is a folder that goes with the server. Raises PeerError
@@ -53,7 +67,7 @@ def started(
         try:
             target = Target("127.0.0.1", port, "/v1", key=key)
             _wait_until_it_streams(target, speech, process, log)
-            yield target
+            yield Server(target, process.pid)
         finally:
             _stop(process, folder)
     finally:

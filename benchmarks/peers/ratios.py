@@ -22,6 +22,7 @@ from benchmarks.runs.intervals import NUM_BLOCKS, draw_rounds, draw_weights, int
 from benchmarks.runs.rows import Rows
 
 Judgement = Literal["ahead", "behind", "even", "unknown"]
+_MOST_EMPTY = 0.05
 METRICS = ("output_tokens_per_s", "ttft_p50_ms", "tpot_p50_ms")
 JUDGED = ("output_tokens_per_s", "ttft_p50_ms")
 """Metrics in which nobody may be ahead of Ballast."""
@@ -50,16 +51,20 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """``rows`` are the requests after the warm-up; ``tokens`` [NUM_BLOCKS] what came in each block of ``span_s``."""
+    """``rows`` are the requests after the warm-up; ``tokens`` [NUM_BLOCKS] what came in each block of ``span_s``;
+    ``cpu_us_per_token`` what the server took for all tokens, those of the warm-up too (NaN: there were none)."""
 
     rows: Rows
     tokens: NDArray[np.float64]
     span_s: float
+    cpu_us_per_token: float
 
     @classmethod
-    def of(cls, rows: Rows, begin_s: float, end_s: float) -> "Turn":
+    def of(cls, rows: Rows, begin_s: float, end_s: float, cpu_s: float) -> "Turn":
         """Of all rows, those of the warm-up too, and the time in which all clients were at work."""
-        return cls(rows.after(begin_s), tokens_by_block(rows, begin_s, end_s), end_s - begin_s)
+        num_tokens = int(rows.output_tokens.sum())
+        cpu_us = cpu_s * 1e6 / num_tokens if num_tokens else float("nan")
+        return cls(rows.after(begin_s), tokens_by_block(rows, begin_s, end_s), end_s - begin_s, cpu_us)
 
 
 def tokens_by_block(rows: Rows, begin_s: float, end_s: float) -> NDArray[np.float64]:
@@ -115,10 +120,17 @@ def _figures(turns: Sequence[Turn], seed: int) -> dict[str, Any]:
     tokens = sum(int(rows.output_tokens[rows.is_ok].sum()) for rows in rounds)
     return {
         **{name: round(_metric(turns, name, weights)[0], 3) for name in METRICS if num_ok},
+        "cpu_us_per_token": _median([turn.cpu_us_per_token for turn in turns]),
         "num_ok": num_ok,
         "num_failed": sum(int((rows.counts & ~rows.is_ok).sum()) for rows in rounds),
         "output_tokens_mean": round(tokens / max(1, num_ok), 2),
     }
+
+
+def _median(values: Sequence[float]) -> float | None:
+    """Of those that were measured."""
+    known = [value for value in values if not np.isnan(value)]
+    return round(float(np.median(known)), 1) if known else None
 
 
 def _ratios(ours: Mapping[int, Turn], theirs: Mapping[int, Turn], seed: int) -> dict[str, Any]:
@@ -147,7 +159,10 @@ def ratio(ours: Sequence[Turn], theirs: Sequence[Turn], metric: str, seed: int =
     picked = draw_rounds(rng, len(blocks), NUM_RESAMPLES)
     a, drawn_a = _metric(ours, metric, draw_weights(rng, blocks, NUM_RESAMPLES, picked))
     b, drawn_b = _metric(theirs, metric, draw_weights(rng, blocks, NUM_RESAMPLES, picked))
-    low, high = interval(drawn_b / np.maximum(drawn_a, 1e-9))
+    drawn = drawn_b / np.maximum(drawn_a, 1e-9)
+    # Requests of a closed loop come in waves: now and then a resample of one round has drawn none.
+    is_empty = np.isnan(drawn)
+    low, high = interval(drawn[~is_empty]) if is_empty.mean() < _MOST_EMPTY else (float("nan"), float("nan"))
     return Ratio(round(b / max(a, 1e-9), 4), round(low, 4), round(high, 4), judge(metric, low, high))
 
 

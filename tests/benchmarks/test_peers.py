@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -16,10 +17,10 @@ from benchmarks.load.mistake import BenchError
 from benchmarks.load.null_server import Manners
 from benchmarks.load.prompts import Speech
 from benchmarks.load.target import Target
-from benchmarks.peers import command, environments
+from benchmarks.peers import command, environments, page
 from benchmarks.peers.contenders import CONTENDERS, Contender, Setting, flags
 from benchmarks.peers.environments import OURS, PROXIES
-from benchmarks.peers.launch import PeerError, started
+from benchmarks.peers.launch import PeerError, Server, started
 from benchmarks.peers.ratios import Case, Measured, Turn, ahead_of_ballast, judge, ratio, summarise, tokens_by_block
 from benchmarks.runs import document as documents
 from serving.cli import main
@@ -87,7 +88,7 @@ def round_of(folder: Path, slowness: float, seed: int) -> Turn:
         lines.append(row(at_s, **ends, end_s=at_s + first_s + span_s))
         at_s += first_s + span_s
     folder.mkdir(parents=True, exist_ok=True)
-    return Turn.of(rows_of(folder, lines), 0.0, at_s)
+    return Turn.of(rows_of(folder, lines), 0.0, at_s, cpu_s=0.001 * 480)
 
 
 def sides(folder: Path, factor: float) -> tuple[list[Turn], list[Turn]]:
@@ -131,9 +132,9 @@ def test_a_ratio_is_of_the_rounds_that_both_were_measured_in(tmp_path: Path) -> 
     ]
     failed = rows_of(tmp_path, [row(0.1 * at, **FAILED) for at in range(9)])
     measured.append(Measured("vllm", case, 1, round_of(tmp_path, 1.5, 7)))
-    measured.append(Measured("litellm", case, 1, Turn.of(failed, 0.0, 1.0)))
+    measured.append(Measured("litellm", case, 1, Turn.of(failed, 0.0, 1.0, 0.1)))
     ballast, fast, broken = summarise(measured)
-    assert (ballast["num_rounds"], ballast["ratios"]) == (2, {})
+    assert (ballast["num_rounds"], ballast["ratios"], ballast["cpu_us_per_token"]) == (2, {}, 1000.0)
     assert fast["ratios"]["output_tokens_per_s"]["value"] == pytest.approx(2.0, rel=0.05)
     assert (broken["num_ok"], broken["num_failed"], broken["ratios"]) == (0, 9, {})
     assert ahead_of_ballast([ballast, fast, broken]) == [
@@ -147,8 +148,29 @@ def test_tokens_count_when_they_arrive_while_all_clients_are_at_work(tmp_path: P
     found = tokens_by_block(rows_of(tmp_path, sorted(lines, key=lambda line: line["intended_s"])), 1.0, 2.0)
     assert found.sum() == 1 + 4 + 2
     assert found.nonzero()[0].tolist() == [0, 18, 19, 29]
-    turn = Turn.of(rows_of(tmp_path, lines), 1.0, 2.0)
+    turn = Turn.of(rows_of(tmp_path, lines), 1.0, 2.0, 0.1)
     assert (len(turn.rows), turn.rows.itl_row.tolist()) == (3, [1, 1, 1, 2, 2, 2])
+
+
+def test_the_page_has_a_row_per_load_and_contender_and_marks_who_is_ahead(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ratios = {
+        metric: {"value": 1.25, "ci95": ci95, "judgement": judgement}
+        for metric, ci95, judgement in (
+            ("output_tokens_per_s", [1.1, 1.4], "ahead"),
+            ("ttft_p50_ms", [0.9, 1.4], "even"),
+            ("tpot_p50_ms", None, "unknown"),
+        )
+    }
+    figures = {"output_tokens_per_s": 1234.5, "ttft_p50_ms": 45.67, "tpot_p50_ms": 8.0, "cpu_us_per_token": None}
+    row_ = {"contender": "vllm", "mode": "sampled", "concurrency": 32, **figures, "num_failed": 0, "ratios": ratios}
+    (tmp_path / "peers.json").write_text(json.dumps({"summary": [row_], "missing": {"litellm": "not installed"}}))
+    assert page.main([str(tmp_path / "peers.json")]) == 0
+    printed = capsys.readouterr().out
+    expected = "| 32, sampled | vllm | 1,234 | **1.25 (1.10–1.40)** | 45.7 | 1.25 (0.90–1.40) | 8 | 1.25 ? | - | 0 |"
+    assert expected in printed.splitlines()
+    assert printed.endswith("Not measured: litellm: not installed\n")
 
 
 # -------------------------------------------------------------------------------------------------------------- servers
@@ -165,8 +187,8 @@ def test_nothing_that_a_server_has_started_outlives_it(tmp_path: Path) -> None:
     port, note = free_port(), tmp_path / "pid"
     script = f'sleep 600 & echo $! > {note}; exec "$0" "$@"'
     command_ = [sys.executable, "-m", "benchmarks.load.null_server", "--port", str(port)]
-    with started(["/bin/sh", "-c", script, *command_], {}, Speech("null", 0), port) as target:
-        assert target.url == f"http://127.0.0.1:{port}/v1"
+    with started(["/bin/sh", "-c", script, *command_], {}, Speech("null", 0), port) as server:
+        assert server.target.url == f"http://127.0.0.1:{port}/v1"
         child = int(note.read_text())
         assert start_ticks(child) is not None
     assert start_ticks(child) is None
@@ -187,14 +209,14 @@ FAST, SLOW = Manners(first_s=0.005, step_s=0.001), Manners(first_s=0.05, step_s=
 
 def _standing_in(manners: Manners) -> Any:
     @contextlib.contextmanager
-    def start(_setting: Setting, _up: Mapping[str, Target]) -> Iterator[Target]:
+    def start(_setting: Setting, _up: Mapping[str, Server]) -> Iterator[Server]:
         with null_server(manners) as port:
-            yield Target("127.0.0.1", port, "/v1")
+            yield Server(Target("127.0.0.1", port, "/v1"), os.getpid())
 
     return start
 
 
-def _broken(_setting: Setting, _up: Mapping[str, Target]) -> AbstractContextManager[Target]:
+def _broken(_setting: Setting, _up: Mapping[str, Server]) -> AbstractContextManager[Server]:
     raise PeerError("ended with exit code 1 while starting: no such thing")
 
 
@@ -244,8 +266,9 @@ def test_somebody_ahead_has_an_exit_code(
     for name, slow in (("ballast", 1.0), ("vllm", slowness)):
         folder = tmp_path / name / "round-0"
         round_of(folder, slow, 1)
-        rounds.append({"contender": name, "mode": "greedy", "concurrency": 1, "round": 0,
-                       "generator": {"complaint": None}, "files": [f"{name}/round-0/requests-0.jsonl"]})  # fmt: skip
+        case = {"contender": name, "mode": "greedy", "concurrency": 1, "round": 0, "cpu_s": 0.1}
+        files = [f"{name}/round-0/requests-0.jsonl"]
+        rounds.append({**case, "generator": {"complaint": None}, "files": files})
     options = command.parser().parse_args(["--duration", "3s"])
     assert command._finish({"rounds": rounds, "missing": {}}, tmp_path, options, False) == code
     assert words in capsys.readouterr().out
