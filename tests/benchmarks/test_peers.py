@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from benchmarks.compare_check import started as null_server
-from benchmarks.load.mistake import BenchError
+from benchmarks.load.mistake import BenchError, GeneratorTooSlow
 from benchmarks.load.null_server import Manners
 from benchmarks.load.prompts import Speech
 from benchmarks.load.target import Target
@@ -255,6 +255,19 @@ def test_sampling_is_measured_beside_greedy(monkeypatch: pytest.MonkeyPatch, tmp
     assert modes == {("greedy", 2), ("sampled", 32)}
 
 
+def finish(folder: Path, slowness: float, complaint: str | None = None) -> int:
+    """The exit code of a run in which raw vLLM was ``slowness`` times slower than Ballast."""
+    rounds = []
+    for name, slow in (("ballast", 1.0), ("vllm", slowness)):
+        round_of(folder / name / "round-0", slow, 1)
+        case = {"contender": name, "mode": "greedy", "concurrency": 1, "round": 0, "cpu_s": 0.1}
+        files = [f"{name}/round-0/requests-0.jsonl"]
+        said = complaint if name == "vllm" else None
+        rounds.append({**case, "generator": {"complaint": said}, "files": files})
+    options = command.parser().parse_args(["--duration", "3s"])
+    return command._finish({"schema_version": 1, "rounds": rounds, "missing": {}}, folder, options, False)
+
+
 @pytest.mark.parametrize(
     ("slowness", "code", "words"),
     [(2.0, 0, "NOBODY AHEAD"), (0.5, command.AHEAD_EXIT_CODE, "AHEAD OF BALLAST: vllm in")],
@@ -262,16 +275,16 @@ def test_sampling_is_measured_beside_greedy(monkeypatch: pytest.MonkeyPatch, tmp
 def test_somebody_ahead_has_an_exit_code(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], slowness: float, code: int, words: str
 ) -> None:
-    rounds = []
-    for name, slow in (("ballast", 1.0), ("vllm", slowness)):
-        folder = tmp_path / name / "round-0"
-        round_of(folder, slow, 1)
-        case = {"contender": name, "mode": "greedy", "concurrency": 1, "round": 0, "cpu_s": 0.1}
-        files = [f"{name}/round-0/requests-0.jsonl"]
-        rounds.append({**case, "generator": {"complaint": None}, "files": files})
-    options = command.parser().parse_args(["--duration", "3s"])
-    assert command._finish({"rounds": rounds, "missing": {}}, tmp_path, options, False) == code
+    assert finish(tmp_path, slowness) == code
     assert words in capsys.readouterr().out
+
+
+def test_what_measured_the_generator_is_left_out_and_fails_the_run(tmp_path: Path) -> None:
+    with pytest.raises(GeneratorTooSlow, match="1 of 2 measurements were left out: it was late"):
+        finish(tmp_path, 0.5, "it was late")
+    document = documents.read(tmp_path).document
+    assert [row["contender"] for row in document["summary"]] == ["ballast"]
+    assert document["num_invalid"] == 1
 
 
 def test_ballast_itself_must_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
