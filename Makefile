@@ -2,17 +2,20 @@
 #   make serve PORT=9000 CONFIG=my.yaml     make test ARGS="-k sse"     DEVICE=cpu|cuda chooses the set that is installed
 MAKEFLAGS += --no-print-directory --no-builtin-rules
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test lint style types imports image clean
+.PHONY: help setup setup-peers serve test lint style types imports image clean
 
 export DEVICE PYTHON VENV
 BIN := $(or $(VENV),.venv)/bin
 UP_ARGUMENTS := $(if $(CONFIG),--config "$(CONFIG)") $(if $(PORT),--port "$(PORT)")
 
 help: ## show this list
-	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 16
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
 
 setup: ## install the pinned packages into .venv (make serve and make test do this too)
 	@scripts/setup.sh
+
+setup-peers: setup ## install what `ballast bench peers` measures Ballast against, into .venv-peers and .venv-peers-ray
+	@scripts/setup_peers.sh
 
 serve: setup ## start the server in the foreground; Ctrl-C stops all of it
 	@exec $(BIN)/ballast up $(UP_ARGUMENTS)
@@ -36,5 +39,5 @@ image: setup
 	$(BIN)/hadolint Dockerfile.cuda
 
 clean: ## remove .venv and everything that tools left here
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage htmlcov dist
+	rm -rf .venv .venv-peers .venv-peers-ray .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage htmlcov dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Resolves pyproject.toml into requirements/{cuda,cpu,dev,bench}.txt: exact versions with hashes, for Linux on x86-64.
+# Resolves pyproject.toml into requirements/{cuda,cpu,dev,bench}.txt, and requirements/peers*.in into files beside them:
+# exact versions with hashes, for Linux on x86-64.
 # Run it after a change to the dependencies, or with --upgrade to move to newer versions.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -14,7 +15,7 @@ lock() { # lock NAME ARGUMENT...: resolve into requirements/NAME.txt
         --python-version 3.11 --python-platform x86_64-manylinux_2_31 --only-binary :all: \
         --overrides requirements/overrides.txt --generate-hashes --annotation-style line \
         --no-emit-index-url --no-emit-find-links --no-header --quiet
-    printf '# Written by scripts/lock.sh: change pyproject.toml and run it again.\n' | cat - "$out" > "$out.tmp"
+    printf '# Written by scripts/lock.sh: change pyproject.toml or the .in file and run it again.\n' | cat - "$out" > "$out.tmp"
     mv "$out.tmp" "$out"
 }
 
@@ -29,3 +30,7 @@ lock cuda pyproject.toml --extra cuda
 lock cpu pyproject.toml --extra cpu --constraints requirements/cuda.txt "${cpu_torch[@]}"
 lock dev --group dev --constraints requirements/cuda.txt --constraints requirements/cpu.txt
 lock bench pyproject.toml --extra bench --constraints requirements/cuda.txt --constraints requirements/cpu.txt --constraints requirements/dev.txt
+
+# Peers are measured as they come: their versions are held to nobody's, but Ray's and vLLM's to ours.
+lock peers requirements/peers.in
+lock peers-ray requirements/peers-ray.in --constraints requirements/cpu.txt

@@ -6,6 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=${VENV:-.venv}
+. scripts/pip_settings.sh
 
 say() { printf 'setup: %s\n' "$*"; }
 
@@ -92,14 +93,6 @@ create_environment() { # create_environment PYTHON: sets uv
     elif [ ! -e "$venv" ]; then
         "$uv" venv --quiet --python "$(command -v "$1")" "$venv"
     fi
-}
-
-# uv reads none of pip's variables; a machine behind a mirror has set them for pip.
-hand_on_pip_settings() {
-    if [ -n "${PIP_INDEX_URL:-}" ]; then export UV_DEFAULT_INDEX=${UV_DEFAULT_INDEX:-$PIP_INDEX_URL}; fi
-    if [ -n "${PIP_FIND_LINKS:-}" ]; then export UV_FIND_LINKS=${UV_FIND_LINKS:-$PIP_FIND_LINKS}; fi
-    if [ -n "${PIP_CERT:-}" ]; then export SSL_CERT_FILE=${SSL_CERT_FILE:-$PIP_CERT}; fi
-    export UV_HTTP_TIMEOUT=${UV_HTTP_TIMEOUT:-300} # seconds without a byte; the default of 30 breaks on slow lines
 }
 
 install() { # install DEVICE

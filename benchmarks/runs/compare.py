@@ -109,7 +109,7 @@ def compare(a: Side, b: Side, tolerance: Tolerance, seed: int = 0) -> list[Metri
         least = min(len(ours.values_us), len(theirs.values_us))
         if least * (1.0 - share) >= LEAST_BEYOND:
             name = f"{latency}_p{share * 100:g}_ms"
-            rows.append((name, _quantile(ours, share, weights_a), _quantile(theirs, share, weights_b)))
+            rows.append((name, quantile(ours, share, weights_a), quantile(theirs, share, weights_b)))
     if a.is_closed:
         rows.append(("output_tokens_per_s", _rate(a, weights_a), _rate(b, weights_b)))
     level = 1.0 - _OVERALL_ERROR / (len(rows) + 1)
@@ -117,7 +117,8 @@ def compare(a: Side, b: Side, tolerance: Tolerance, seed: int = 0) -> list[Metri
     return [*found, _difference(_failed(a, weights_a), _failed(b, weights_b), level, tolerance.failed_share)]
 
 
-def _quantile(found: Sample, share: float, weights: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+def quantile(found: Sample, share: float, weights: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+    """Milliseconds, and those of each resample."""
     counts, buckets = bucket_counts(found.values_us, found.block, found.num_blocks)
     value = quantiles_us(counts.sum(axis=0, keepdims=True), buckets, (share,))[0, 0]
     return float(value) / 1e3, resampled_quantiles_us(counts, buckets, (share,), weights)[:, 0] / 1e3

@@ -28,13 +28,25 @@ def blocks_of(at_s: NDArray[np.float64], num_blocks: int = NUM_BLOCKS) -> NDArra
     return found
 
 
-def draw_weights(rng: np.random.Generator, rounds: Sequence[int], number: int = NUM_RESAMPLES) -> NDArray[np.float64]:
+def draw_rounds(rng: np.random.Generator, num_rounds: int, number: int = NUM_RESAMPLES) -> NDArray[np.int64]:
+    """How often each round is drawn: [number, num_rounds]."""
+    return rng.multinomial(num_rounds, np.full(num_rounds, 1.0 / num_rounds), number)
+
+
+def draw_weights(
+    rng: np.random.Generator,
+    rounds: Sequence[int],
+    number: int = NUM_RESAMPLES,
+    picked: NDArray[np.int64] | None = None,
+) -> NDArray[np.float64]:
     """How often each block is drawn: [number, sum of rounds].
 
     ``rounds`` has the number of blocks of each round of the same measurement. With several, rounds are drawn first and
-    then blocks within each, so that what differs between rounds counts too.
+    then blocks within each, so that what differs between rounds counts too. ``picked`` are rounds that were drawn
+    already, for two measurements whose rounds belong together.
     """
-    picked = rng.multinomial(len(rounds), np.full(len(rounds), 1.0 / len(rounds)), number)
+    if picked is None:
+        picked = draw_rounds(rng, len(rounds), number)
     columns = []
     for place, num_blocks in enumerate(rounds):
         draws = rng.multinomial(picked[:, place] * num_blocks, np.full(num_blocks, 1.0 / num_blocks))

@@ -131,23 +131,23 @@ def add_load(parser: argparse.ArgumentParser, *, has_rate: bool = True) -> None:
     group = parser.add_argument_group("when it is sent")
     if has_rate:
         group.add_argument(
-            "--rate", type=_positive, metavar="R", help="open loop: requests (or conversations) per second"
+            "--rate", type=positive, metavar="R", help="open loop: requests (or conversations) per second"
         )
-        group.add_argument("--concurrency", type=_count, metavar="C", help="closed loop: so many clients")
+        group.add_argument("--concurrency", type=count, metavar="C", help="closed loop: so many clients")
         group.add_argument("--phases", metavar="PHASES", help="steps and ramps: 60s@5,2m@5-50,30s@20")
         group.add_argument("--trace", type=Path, metavar="FILE", help="replay; with --rate resampled to that rate")
-        group.add_argument("--requests", type=_count, metavar="N", help="closed loop: so many, however long it takes")
+        group.add_argument("--requests", type=count, metavar="N", help="closed loop: so many, however long it takes")
     else:
         parser.set_defaults(rate=None, concurrency=None, phases=None, trace=None, requests=None)
     group.add_argument("--duration", type=_duration_s, default=60.0, metavar="TIME", help="default: 60s")
     group.add_argument("--warmup", type=_duration_s, default=0.0, metavar="TIME", help="sent before, and not measured")
     group.add_argument(
-        "--rounds", type=_count, default=1, metavar="N", help="measure so many times, each with new words"
+        "--rounds", type=count, default=1, metavar="N", help="measure so many times, each with new words"
     )
     group.add_argument("--arrivals", choices=PROCESSES, default="poisson", help="default: poisson")
-    group.add_argument("--burstiness", type=_positive, default=1.0, help="shape of gamma arrivals: below 1 is bursty")
+    group.add_argument("--burstiness", type=positive, default=1.0, help="shape of gamma arrivals: below 1 is bursty")
     group.add_argument(
-        "--max-concurrency", type=_count, metavar="N", help="open loop: more wait in the client, and are late"
+        "--max-concurrency", type=count, metavar="N", help="open loop: more wait in the client, and are late"
     )
     group.add_argument(
         "--timeout", type=_duration_s, default=600.0, metavar="TIME", help="for one request; default: 10m"
@@ -158,8 +158,8 @@ def add_outcome(parser: argparse.ArgumentParser) -> None:
     """Options that say what must hold, and where results go."""
     group = parser.add_argument_group("what must hold, and where it is written")
     group.add_argument("--slo", metavar="SLO", help="ttft=2s,tpot=100ms,e2e=30s,objective=0.99; any of them")
-    group.add_argument("--workers", type=_count, default=default_num_workers(), help="generator processes")
-    group.add_argument("--max-delay-ms", type=_positive, default=20.0, metavar="MS",
+    group.add_argument("--workers", type=count, default=default_num_workers(), help="generator processes")
+    group.add_argument("--max-delay-ms", type=positive, default=20.0, metavar="MS",
                        help="p99 of the generator's own delay over which a run fails (default: 20)")  # fmt: skip
     group.add_argument("--out", type=Path, metavar="FOLDER", help="default: results/bench/KIND-TIME")
     group.add_argument("--report", action="store_true", help="also write report.html and its charts")
@@ -234,7 +234,8 @@ def _duration_s(text: str) -> float:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def _positive(text: str) -> float:
+def positive(text: str) -> float:
+    """For argparse: a number above 0."""
     try:
         value = float(text)
     except ValueError:
@@ -244,7 +245,8 @@ def _positive(text: str) -> float:
     return value
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
+    """For argparse: a whole number above 0."""
     if not (text.isascii() and text.isdigit() and int(text) > 0):
         raise argparse.ArgumentTypeError(f"'{text}' must be a whole number above 0")
     return int(text)

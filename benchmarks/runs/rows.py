@@ -1,7 +1,7 @@
 """The lines of a run as columns. What each field means: `benchmarks/load/record.py`."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,18 @@ class Rows:
         with np.errstate(divide="ignore", invalid="ignore"):
             found = (self.last_token_s - self.first_token_s) / (self.output_tokens - 1)
         return np.where(self.output_tokens > 1, found, np.nan)
+
+    def after(self, at_s: float) -> "Rows":
+        """The requests that were intended at ``at_s`` or later; ``errors`` stay those of all."""
+        kept = self.intended_s >= at_s
+        of_kept = kept[self.itl_row]
+        columns = {
+            field.name: getattr(self, field.name)[kept]
+            for field in fields(self)
+            if field.name not in ("itl_us", "itl_row", "errors")
+        }
+        number = np.cumsum(kept) - 1
+        return replace(self, **columns, itl_us=self.itl_us[of_kept], itl_row=number[self.itl_row[of_kept]])
 
     @property
     def span_s(self) -> tuple[float, float]:
