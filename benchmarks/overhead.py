@@ -1,4 +1,4 @@
-"""What all of Ballast costs over raw vLLM: ``python -m benchmarks.overhead [--json FILE]``.
+"""What all of Ballast costs over raw vLLM: ``ballast bench overhead [--json FILE]``.
 
 One engine is started once, inside a Ballast replica. Two ways lead to it: vLLM's own OpenAI server (uvicorn over
 vLLM's app), and the whole of Ballast (HAProxy, gateway with key check, request checks and metering, the multiplexed
@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -77,22 +77,24 @@ class Cell:
         return self.ballast_tokens_per_s / self.raw_tokens_per_s
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.overhead", description=__doc__)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns 0. Raises ConfigError for a wrong file, and what the servers' starts raise."""
+    parser = argparse.ArgumentParser(prog="ballast bench overhead", description=__doc__)
     parser.add_argument("--json", type=Path, help="write the rounds and the medians to this file")
     parser.add_argument("--rounds", type=int, default=7, help="measured rounds per concurrency (one more warms up)")
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32, 64])
     parser.add_argument("--config", type=Path, default=Path(__file__).resolve().parent.parent / "ballast.yaml")
-    arguments = parser.parse_args()
+    chosen = parser.parse_args(arguments)
     head = environment.describe()
     footprint = measure_footprint()
-    with serving(arguments.config) as server:
-        cells = uvloop.run(measure(server, arguments.concurrency, arguments.rounds))
-    summary = [summarise(concurrency, cells) for concurrency in arguments.concurrency]
+    with serving(chosen.config) as server:
+        cells = uvloop.run(measure(server, chosen.concurrency, chosen.rounds))
+    summary = [summarise(concurrency, cells) for concurrency in chosen.concurrency]
     print_table(summary, footprint)
-    if arguments.json:
+    if chosen.json:
         result = {**head, "summary": summary, "footprint": footprint, "rounds": [asdict(cell) for cell in cells]}
-        environment.write(arguments.json, result)
+        environment.write(chosen.json, result)
+    return 0
 
 
 @contextlib.contextmanager
@@ -243,4 +245,4 @@ def print_table(summary: list[dict[str, float]], footprint: dict[str, float]) ->
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

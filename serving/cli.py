@@ -34,6 +34,7 @@ _BENCHMARKS = {
     "compare": "two runs: is the second one worse? Exit code 1 if so",
     "report": "a run as one HTML page, with its charts as PNG beside it",
     "kernels": "the sampler on this CPU, against vLLM's and plain torch",
+    "overhead": "what all of Ballast costs over raw vLLM, by way of the same engine",
     "peers": "the same load on Ballast, raw vLLM, Ray Serve LLM, routers and LiteLLM",
     "autoscale": "what the autoscaler is worth, simulated",
     "calibrate": "what an engine step costs here; prints the `speed` section of each pool",

@@ -8,6 +8,7 @@ _MODULES = {
     "calibrate": "benchmarks.calibrate",
     "compare": "benchmarks.runs.compare",
     "kernels": "benchmarks.kernels.__main__",
+    "overhead": "benchmarks.overhead",
     "peers": "benchmarks.peers.command",
     "report": "benchmarks.report.command",
     "serve": "benchmarks.runs.serve",
