@@ -7,10 +7,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 
+from benchmarks.faults.acts import engine_core, kill
 from benchmarks.faults.fault import Fault, Outcome, outcome_of
 from benchmarks.faults.sites import PAIR, REAL, SCRIPTED, SILENCE_S, WATCHDOG_S
-from benchmarks.faults.stage import Replica, Stage, engine_core, is_scripted, kill, names, only_cut, texts
+from benchmarks.faults.stage import Stage, is_scripted, names, only_cut, texts
 from benchmarks.load.traffic import Due
+from benchmarks.server import Replica
 
 REPLACED_WITHIN_S = 90.0
 NUM_PROMPTS = 8
@@ -59,7 +61,7 @@ async def replica_killed(stage: Stage) -> Outcome:
 
 
 async def actor_killed(stage: Stage) -> Outcome:
-    return await _lose(stage, "SIGKILL actor", lambda victim: kill(stage.actors(victim["pool"])[0]), NOTICE_S)
+    return await _lose(stage, "SIGKILL actor", lambda victim: kill(stage.server.actors(victim["pool"])[0]), NOTICE_S)
 
 
 async def replica_terminated(stage: Stage) -> Outcome:
@@ -89,7 +91,7 @@ async def engine_out_of_memory(stage: Stage) -> Outcome:
 async def starts_out_of_memory(stage: Stage) -> Outcome:
     """One replica dies and its successors fail to start, one after the other, until there is memory again."""
     victim = stage.replicas()[0]
-    zygote = stage.named("ballast-zygote")[:1]
+    zygote = stage.server.named("ballast-zygote")[:1]
     attempts: list[int] = []
 
     async def crash_loop() -> None:
@@ -119,7 +121,7 @@ def _forbid_growth(*pids: int) -> None:
 
 def _num_starts(stage: Stage) -> int:
     """Replicas that have begun to start, ever: each has a file of its progress."""
-    return sum(1 for _ in (stage.runtime_dir / "progress").glob("*/*"))
+    return sum(1 for _ in (stage.server.runtime_dir / "progress").glob("*/*"))
 
 
 async def poisoned(stage: Stage) -> Outcome:
