@@ -127,7 +127,11 @@ def time_chart(found: Series, marks: Sequence[Mapping[str, Any]], slo: Slo) -> F
         lower.plot(found.at_s, found.failed_per_s, color=RED, linewidth=1.2, label="failed")
     lower.set(ylabel="requests/s", xlabel="seconds after the start", ylim=(0, None))
     for mark in marks:
+        if mark["at_s"] is None:
+            continue
         for axes in (upper, lower):
+            if mark.get("recovery_s"):
+                axes.axvspan(mark["at_s"], mark["at_s"] + mark["recovery_s"], color=RED, alpha=0.08, linewidth=0)
             axes.axvline(mark["at_s"], color=RED, linewidth=1, linestyle="--")
         upper.annotate(mark["name"], (mark["at_s"], 1.0), xycoords=("data", "axes fraction"), fontsize=8, color=RED,
                        rotation=90, va="top", ha="right")  # fmt: skip

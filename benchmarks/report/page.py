@@ -20,7 +20,7 @@ from benchmarks.runs.rows import Rows, read_rows
 from benchmarks.runs.slo import Slo
 from benchmarks.runs.summary import PERCENTILES
 from benchmarks.runs.sweep import sentence
-from benchmarks.runs.words import LABELS, verdict
+from benchmarks.runs.words import LABELS, MARK_HEADER, chaos_verdict, mark_rows, verdict
 
 NAME = "report.html"
 _PNG_DPI = 144
@@ -51,6 +51,7 @@ def write_report(found: Found) -> Path:
     parts = [
         _heading(document),
         _slo_table(document, slo),
+        _faults(document),
         *_section("Rate and latency", charts.get("knee")),
         "<h2>Percentiles</h2>",
         *(_percentiles(each) for each in document["rounds"] if each["latency"]),
@@ -110,9 +111,15 @@ def _heading(document: Document) -> str:
     how = load["phases"] or load["trace"] or (f"{load['concurrency']} clients" if load["concurrency"] else None)
     rate = f"{load['rate_per_s']:g} requests/s" if load["rate_per_s"] is not None else "rates by search"
     lines = [sentence(document)] if "sweep" in document else [verdict(each) for each in document["rounds"]]
+    if "chaos" in document:
+        lines.insert(0, chaos_verdict(document))
     if document["status"] != "complete":
         lines.insert(0, f"This run is not complete: {document['status']}")
-    is_good = document["status"] == "complete" and not any("MISSED" in line or "no rate" in line for line in lines)
+    is_good = document["status"] == "complete" and (
+        document["chaos"]["is_recovered"]
+        if "chaos" in document
+        else not any("MISSED" in line or "no rate" in line for line in lines)
+    )
     return (
         f"<h1>{html.escape(document['kind'])}: {html.escape(target['model'])} at {html.escape(target['url'])}</h1>"
         f'<p class="note">{html.escape(how or rate)}, {_span(document)}, '
@@ -149,6 +156,29 @@ def _slo_table(document: Document, slo: Slo) -> str:
         ])  # fmt: skip
     header = ("load", "in SLO", "goodput requests/s", "goodput tokens/s", "answered", "failed", "")
     return f'<p class="note">SLO: {html.escape(str(slo))}</p>' + _table(header, sorted(rows, key=_by_rate))
+
+
+def _faults(document: Document) -> str:
+    """What each fault was, and what it did."""
+    marks = [mark for each in document["rounds"] for mark in each.get("marks", ()) if "planned_s" in mark]
+    if not marks:
+        return ""
+    effects = _table(MARK_HEADER, ([html.escape(cell) for cell in row] for row in mark_rows(marks)))
+    deeds = _table(("fault", "planned s", "begun s", "done s", "process", "what"), (
+        [html.escape(mark["name"]), f"{mark['planned_s']:g}", *(_plain(mark[key]) for key in ("at_s", "done_s", "pid")),
+         html.escape(mark["error"] or "; ".join(filter(None, (mark["what"], mark.get("not_recovered_because")))))]
+        for mark in marks
+    ))  # fmt: skip
+    return (
+        f"<h2>Faults</h2>{effects}{deeds}"
+        '<p class="note">Before: from the start, or from when the fault before was over. Meanwhile: requests under way '
+        "at the fault, and those intended until it was over. A fault is over when misses of the SLO, counted against "
+        "the share that missed it before, are at their highest: from then on no more is missed than before.</p>"
+    )
+
+
+def _plain(value: float | None) -> str:
+    return "–" if value is None else f"{value:g}"
 
 
 def _by_rate(row: Sequence[str]) -> float:

@@ -42,6 +42,10 @@ class View:
         self._title = title
         self._history.clear()
 
+    def say(self, text: str) -> None:
+        """A line that stays, above what moves."""
+        self._console.print(Text(text, style="yellow"))
+
     def __call__(self, state: Live) -> None:
         now_s = time.monotonic()
         self._history.append((now_s, state.num_ended, state.num_tokens))

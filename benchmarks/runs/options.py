@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.load.arrivals import PROCESSES, Phase, parse_duration_s, parse_phases, steady
+from benchmarks.load.arrivals import PROCESSES, Phase, Surge, parse_duration_s, parse_phases, steady, surged
 from benchmarks.load.lengths import load_trace, parse_lengths
 from benchmarks.load.mistake import BenchError
 from benchmarks.load.probe import first_model, learn_speech
@@ -38,6 +38,7 @@ class Plan:
     source: Source
     prices: Prices | None
     options: argparse.Namespace
+    surges: tuple[Surge, ...] = ()
 
     def schedule(self, rate_per_s: float | None, seed: int) -> Schedule:
         """At ``rate_per_s``, or as --phases, --trace or --concurrency say."""
@@ -47,7 +48,7 @@ class Plan:
             return closed_schedule(self.workload, -(-number // self.workload.turns), seed)
         if options.trace is not None:
             return trace_schedule(self.workload, self._trace(rate_per_s, seed), seed)
-        phases = _phases(options, rate_per_s)
+        phases = surged(_phases(options, rate_per_s), self.surges)
         return open_schedule(self.workload, phases, options.arrivals, seed, options.burstiness)
 
     def _trace(self, rate_per_s: float | None, seed: int) -> Trace:
@@ -113,7 +114,7 @@ def add_workload(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--num-prefixes", type=int, default=1, metavar="K", help="different shared prompts")
     group.add_argument("--turns", type=int, default=1, help="requests per conversation")
     group.add_argument(
-        "--think", type=_duration_s, default=0.0, metavar="TIME", help="between an answer and the next turn"
+        "--think", type=duration_s, default=0.0, metavar="TIME", help="between an answer and the next turn"
     )
     group.add_argument(
         "--tools-share", type=float, default=0.0, metavar="SHARE", help="of requests that must call a tool"
@@ -139,8 +140,8 @@ def add_load(parser: argparse.ArgumentParser, *, has_rate: bool = True) -> None:
         group.add_argument("--requests", type=_count, metavar="N", help="closed loop: so many, however long it takes")
     else:
         parser.set_defaults(rate=None, concurrency=None, phases=None, trace=None, requests=None)
-    group.add_argument("--duration", type=_duration_s, default=60.0, metavar="TIME", help="default: 60s")
-    group.add_argument("--warmup", type=_duration_s, default=0.0, metavar="TIME", help="sent before, and not measured")
+    group.add_argument("--duration", type=duration_s, default=60.0, metavar="TIME", help="default: 60s")
+    group.add_argument("--warmup", type=duration_s, default=0.0, metavar="TIME", help="sent before, and not measured")
     group.add_argument(
         "--rounds", type=_count, default=1, metavar="N", help="measure so many times, each with new words"
     )
@@ -150,7 +151,7 @@ def add_load(parser: argparse.ArgumentParser, *, has_rate: bool = True) -> None:
         "--max-concurrency", type=_count, metavar="N", help="open loop: more wait in the client, and are late"
     )
     group.add_argument(
-        "--timeout", type=_duration_s, default=600.0, metavar="TIME", help="for one request; default: 10m"
+        "--timeout", type=duration_s, default=600.0, metavar="TIME", help="for one request; default: 10m"
     )
 
 
@@ -226,7 +227,14 @@ def check_load(options: argparse.Namespace) -> None:
         raise BenchError("--burstiness is for --arrivals gamma")
 
 
-def _duration_s(text: str) -> float:
+def span_s(options: argparse.Namespace) -> float | None:
+    """How long a round sends load; None where that depends on the server. Raises BenchError."""
+    if options.phases is not None:
+        return float(options.warmup) + sum(phase.span_s for phase in parse_phases(options.phases))
+    return None if options.requests is not None else float(options.warmup + options.duration)
+
+
+def duration_s(text: str) -> float:
     """argparse prints the message of an ArgumentTypeError, and of no other."""
     try:
         return parse_duration_s(text)

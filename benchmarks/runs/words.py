@@ -1,6 +1,6 @@
 """A round's figures in words, for a terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -36,6 +36,54 @@ def verdict(document: Mapping[str, Any]) -> str:
         f"{held}: {goodput['share_in_slo']:.2%} in SLO (95 % CI {low:.2%} to {high:.2%}), objective "
         f"{goodput['objective']:.2%}; {requests['num_ok']} answered{errors}"
     )
+
+
+def chaos_verdict(document: Mapping[str, Any]) -> str:
+    """One line of a run with faults: whether all was as before after each."""
+    found, (first, *_) = document["chaos"], document["rounds"]
+    if first["generator"]["complaint"]:
+        return verdict(first)
+    recovered = "RECOVERED" if found["is_recovered"] else "NOT RECOVERED"
+    longest_s = found["longest_recovery_s"]
+    slowest = f", the longest after {longest_s:.1f} s" if longest_s is not None else ""
+    bound = f" (allowed: {found['max_recovery_s']:g} s)" if found["max_recovery_s"] is not None else ""
+    requests = first["requests"]
+    number = requests["num_ok"] + requests["num_error"]
+    return (
+        f"{recovered} from {found['num_recovered']} of {found['num_faults']} faults{slowest}{bound}; "
+        f"{requests['num_error']} of {number} requests failed"
+    )
+
+
+MARK_HEADER = (
+    "at s", "fault", "well again after", "in SLO before", "meanwhile", "then", "failed", "TTFT p50 before", "meanwhile",
+    "max", "then",
+)  # fmt: skip
+
+
+def mark_rows(marks: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
+    """A row of cells under ``MARK_HEADER`` for each fault."""
+    for mark in marks:
+        if mark["at_s"] is None or "before" not in mark:
+            yield (f"({mark['planned_s']:g})", mark["name"], "did not happen", *[""] * (len(MARK_HEADER) - 3))
+            continue
+        before, during, after = mark["before"], mark["during"], mark["after"]
+        recovery_s = mark["recovery_s"]
+        yield (
+            f"{mark['at_s']:.1f}", mark["name"], f"{recovery_s:.1f} s" if recovery_s is not None else "not known",
+            *(_share(each["share_in_slo"]) for each in (before, during, after)),
+            str(during["num_error"] + after["num_error"]),
+            *(_ms(each) for each in (before["ttft_p50_ms"], during["ttft_p50_ms"], during["ttft_max_ms"],
+                                     after["ttft_p50_ms"])),
+        )  # fmt: skip
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"
+
+
+def _ms(value: float | None) -> str:
+    return "–" if value is None else f"{value:.0f} ms"
 
 
 def render(document: Mapping[str, Any]) -> RenderableType:
