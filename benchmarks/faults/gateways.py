@@ -95,7 +95,7 @@ async def edge_killed(stage: Stage) -> Outcome:
     cut, recovery_s = under_way(run), stage.effect(run).recovery_s
     checks = {
         "connections break or are refused, or it says 503": all(
-            "connection" in str(sent.error) or sent.status == 503 or sent in cut for sent in run.failed
+            "connect" in str(sent.error) or sent.status == 503 or sent in cut for sent in run.failed
         ),
         f"all is well again after {EDGE_BACK_S:g} s": max(recovery_s, back_s[0]) < EDGE_BACK_S,
     }
