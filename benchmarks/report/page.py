@@ -20,7 +20,7 @@ from benchmarks.runs.rows import Rows, read_rows
 from benchmarks.runs.slo import Slo
 from benchmarks.runs.summary import PERCENTILES
 from benchmarks.runs.sweep import sentence
-from benchmarks.runs.words import LABELS, MARK_HEADER, chaos_verdict, mark_rows, verdict
+from benchmarks.runs.words import LABELS, MARK_HEADER, SERVER_LABELS, chaos_verdict, mark_rows, verdict
 
 NAME = "report.html"
 _PNG_DPI = 144
@@ -57,7 +57,8 @@ def write_report(found: Found) -> Path:
         *(_percentiles(each) for each in document["rounds"] if each["latency"]),
         '<p class="note">Milliseconds. Below each value its 95 % interval, from a bootstrap over blocks of time; '
         "without one there were too few values beyond it. Latency counts from the intended start; service time from "
-        "when the request could leave.</p>",
+        "when the request could leave. What the server says of itself comes from its histograms: within a bucket its "
+        "values are spread evenly.</p>",
         charts.get("tails", ""),
         *_section("Over time", "".join(picture for name, picture in charts.items() if name.startswith("time"))),
         *_section("The server's account", charts.get("server", "") + _server_tables(document)),
@@ -192,11 +193,16 @@ def _percentiles(each: Mapping[str, Any]) -> str:
         bounds = "" if entry["ci95"] is None else f"<br><small>{entry['ci95'][0]:.1f} to {entry['ci95'][1]:.1f}</small>"
         return f"{entry['value']:.1f}{bounds}"
 
+    def cells(label: str, row: Mapping[str, Any], most: str) -> list[str]:
+        return [html.escape(label), str(row["n"]), *(cell(row[name]) for name in PERCENTILES), most]
+
     rows = [
-        [html.escape(label.strip() if not label.startswith(" ") else f"– {label.strip()}"), str(row["n"]),
-         *(cell(row[name]) for name in PERCENTILES), f"{row['max']:.1f}"]
+        cells(label.strip() if not label.startswith(" ") else f"– {label.strip()}", row, f"{row['max']:.1f}")
         for key, label in LABELS.items() if (row := each["latency"][key])["n"]
     ]  # fmt: skip
+    rows += [
+        cells(f"server: {label}", row, "") for key, label in SERVER_LABELS.items() if (row := each["server"].get(key))
+    ]
     rate = f" at {each['rate_per_s']:.4g} requests/s" if each["rate_per_s"] is not None else ""
     table = _table(("ms", "n", *PERCENTILES, "max"), rows)
     is_open = " open" if each["round"] == 0 else ""
@@ -209,11 +215,7 @@ def _server_tables(document: Document) -> str:
         return ""
     server = document["rounds"][-1]["server"]
     plain = [[html.escape(name), f"{value:g}"] for name, value in server.items() if isinstance(value, int | float)]
-    timed = [[html.escape(name), *(f"{value[key]:g}" for key in ("n", "mean", "p50", "p99"))]
-             for name, value in server.items() if isinstance(value, dict)]  # fmt: skip
-    if len(plain) <= 2 and not timed:
-        return ""
-    return (_table(("server, ms", "n", "mean", "p50", "p99"), timed) if timed else "") + _table(("server", ""), plain)
+    return _table(("server", ""), plain) if len(plain) > 2 else ""
 
 
 def _leaks(document: Document) -> str:

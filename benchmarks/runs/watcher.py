@@ -12,9 +12,11 @@ from benchmarks import processes
 from benchmarks.load.mistake import BenchError
 from benchmarks.runs import prometheus
 from benchmarks.runs.gpus import Gpus
+from benchmarks.runs.intervals import NUM_BLOCKS
 
 EVERY_S = 1.0
 _TIMEOUT_S = 5.0
+_MOST_KEPT = 4 * NUM_BLOCKS
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +52,11 @@ class Watcher:
     source: Source
     samples: list[dict[str, Any]] = field(default_factory=list)
     started_s: float = field(default_factory=time.monotonic)
-    _first: prometheus.Reading | None = None
     _last: prometheus.Reading | None = None
+    _kept: list[prometheus.Reading] = field(default_factory=list)
+    """The first and every ``_stride``-th after it: as many as a bootstrap has use for."""
+    _stride: int = 1
+    _num_read: int = 0
     _first_cpu_s: float = 0.0
     _last_cpu_s: float = 0.0
 
@@ -84,8 +89,7 @@ class Watcher:
             except (URLError, OSError, ValueError):
                 sample["is_metrics_lost"] = True
             else:
-                self._first = self._first or reading
-                self._last = reading
+                self._keep(reading)
                 sample |= reading.gauges
                 sample["ready_replicas"] = sum(reading.ready_replicas.values())
                 sample["usd_per_hour_by_pool"] = dict(reading.usd_per_hour)
@@ -97,6 +101,15 @@ class Watcher:
             sample |= self._gpus.read()
         self.samples.append(sample)
 
+    def _keep(self, reading: prometheus.Reading) -> None:
+        if self._num_read % self._stride == 0:
+            self._kept.append(reading)
+        self._num_read += 1
+        self._last = reading
+        if len(self._kept) > _MOST_KEPT:
+            self._kept = self._kept[::2]
+            self._stride *= 2
+
     def timeline(self) -> list[dict[str, Any]]:
         """The samples with times after ``started_s``."""
         return [{**sample, "at_s": round(sample["at_s"] - self.started_s, 3)} for sample in self.samples]
@@ -105,8 +118,8 @@ class Watcher:
         """What happened from the first look to the last."""
         span_s = self._ended_s - self._began_s
         found: dict[str, Any] = {"num_samples": len(self.samples), "span_s": round(span_s, 3)}
-        if self._first is not None and self._last is not None:
-            found |= prometheus.between(self._first, self._last)
+        if self._last is not None:
+            found |= prometheus.over(self._kept if self._kept[-1] is self._last else [*self._kept, self._last])
         for name in ("kv_cache_usage", "waiting_requests", "gateway_waiting_requests", "rss_mib", "gpu_power_w"):
             values = [sample[name] for sample in self.samples if name in sample]
             if values:

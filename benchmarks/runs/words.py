@@ -15,6 +15,13 @@ LABELS = {
     "e2e_ms": "E2E", "e2e_service_ms": "  service only", "client_queue_ms": "held back here",
 }  # fmt: skip
 
+SERVER_LABELS = {
+    "server_ttft_ms": "TTFT", "server_itl_ms": "ITL", "server_e2e_ms": "E2E", "gateway_queue_ms": "queue, gateway",
+    "engine_queue_ms": "queue, engine", "prefill_ms": "prefill", "decode_ms": "decode",
+    "gateway_overhead_ms": "gateway's own work",
+}  # fmt: skip
+"""What the server says of the same requests, from its histograms: within a bucket, values are guessed."""
+
 
 def terminal() -> Console:
     """stdout, wide enough for the tables where it is no terminal."""
@@ -92,7 +99,7 @@ def render(document: Mapping[str, Any]) -> RenderableType:
     style = "bold green" if line.startswith("SLO HELD") else "bold red"
     parts: list[RenderableType] = [Text(line, style=style)]
     if document["latency"]:
-        parts += [_latencies(document["latency"]), Text(_rates(document))]
+        parts += [_latencies(document["latency"], document["server"]), Text(_rates(document))]
     parts += [
         Text(
             f"{entry['number']} x {entry['status'] or 'no status'}: {entry['error']} "
@@ -105,7 +112,7 @@ def render(document: Mapping[str, Any]) -> RenderableType:
     return Group(*parts)
 
 
-def _latencies(latency: Mapping[str, Any]) -> Table:
+def _latencies(latency: Mapping[str, Any], server: Mapping[str, Any]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2))
     table.add_column("ms", no_wrap=True)
     table.add_column("n", justify="right", no_wrap=True)
@@ -115,6 +122,10 @@ def _latencies(latency: Mapping[str, Any]) -> Table:
         row = latency[name]
         if row["n"]:
             table.add_row(label, str(row["n"]), *(_cell(row[share]) for share in PERCENTILES))
+    for name, label in SERVER_LABELS.items():
+        if row := server.get(name):
+            cells = (_cell(row[share]) for share in PERCENTILES)
+            table.add_row(f"server: {label}", str(row["n"]), *cells, style="dim")
     return table
 
 
