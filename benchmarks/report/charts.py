@@ -118,8 +118,10 @@ def time_chart(found: Series, marks: Sequence[Mapping[str, Any]], slo: Slo) -> F
     upper.plot(found.at_s, found.ttft_p99_ms, color=ORANGE, linewidth=1.2, label="TTFT p99")
     upper.plot(found.at_s, found.ttft_p50_ms, color=BLUE, linewidth=1.5, label="TTFT p50")
     if slo.ttft_s is not None:
-        upper.axhline(slo.ttft_s * _MS_PER_S, color=GREY, linewidth=1, linestyle="--", label="TTFT bound")
-    upper.set(ylabel="ms", ylim=(0, None))
+        upper.axhline(
+            slo.ttft_s * _MS_PER_S, color=GREY, linewidth=1, linestyle="--", label=f"TTFT bound {slo.ttft_s:g} s"
+        )
+    upper.set(ylabel="ms", ylim=(0, _top_ms(found, slo)))
     lower.plot(found.at_s, found.offered_per_s, color=GREY, linewidth=1, linestyle=":", label="offered")
     lower.plot(found.at_s, found.answered_per_s, color=BLUE, linewidth=1.2, label="answered")
     lower.plot(found.at_s, found.in_slo_per_s, color=GREEN, linewidth=1.2, label="in SLO")
@@ -138,6 +140,14 @@ def time_chart(found: Series, marks: Sequence[Mapping[str, Any]], slo: Slo) -> F
     for axes in (upper, lower):
         axes.legend(fontsize=8, frameon=False, ncols=4, loc="lower right", bbox_to_anchor=(1.0, 0.98))
     return figure
+
+
+def _top_ms(found: Series, slo: Slo) -> float | None:
+    """Room for what was measured, and for the bound where that does not flatten it."""
+    if np.isnan(found.ttft_p99_ms).all():
+        return None
+    most_ms = float(np.nanmax(found.ttft_p99_ms))
+    return 1.1 * max(most_ms, min((slo.ttft_s or 0.0) * _MS_PER_S, 2.0 * most_ms))
 
 
 def server_chart(timeline: Sequence[Mapping[str, Any]]) -> Figure | None:

@@ -7,7 +7,7 @@ import base64
 import html
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ h1 { font-size: 1.5rem; margin-bottom: .3rem } h2 { font-size: 1.15rem; margin-t
 .verdict.good { background: #e7f6ec; color: #1c5c38 } .note { color: #6b7280; font-size: .87rem }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .87rem; margin: .6rem 0 }
 th, td { text-align: right; padding: .25rem .7rem; border-bottom: 1px solid #e5e7eb; vertical-align: top }
-th:first-child, td:first-child { text-align: left } th { color: #4b5563; font-weight: 600 }
+th:first-child, td:first-child, th.words, td.words { text-align: left } th { color: #4b5563; font-weight: 600 }
 td small { color: #6b7280 } img { width: 100%; height: auto }
 pre { background: #f6f7f8; padding: .8rem; font-size: 12px }
 pre { white-space: pre-wrap; overflow-wrap: anywhere } details { margin: .6rem 0 }
@@ -134,11 +134,16 @@ def _span(document: Document) -> str:
     return f"{len(spans_s)} round{'s' if len(spans_s) != 1 else ''}, {sum(spans_s):.0f} s in all"
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Cells are HTML already."""
-    head = "".join(f"<th>{cell}</th>" for cell in header)
-    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><tr>{head}</tr>{body}</table>"
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]], words: Container[int] = ()) -> str:
+    """Cells are HTML already; columns of ``words`` begin at the left, those of numbers end at the right."""
+
+    def line(tag: str, cells: Sequence[str]) -> str:
+        kinds = (' class="words"' if place in words else "" for place in range(len(cells)))
+        return (
+            "<tr>" + "".join(f"<{tag}{kind}>{cell}</{tag}>" for kind, cell in zip(kinds, cells, strict=True)) + "</tr>"
+        )
+
+    return f"<table>{line('th', header)}{''.join(line('td', row) for row in rows)}</table>"
 
 
 def _slo_table(document: Document, slo: Slo) -> str:
@@ -164,12 +169,12 @@ def _faults(document: Document) -> str:
     marks = [mark for each in document["rounds"] for mark in each.get("marks", ()) if "planned_s" in mark]
     if not marks:
         return ""
-    effects = _table(MARK_HEADER, ([html.escape(cell) for cell in row] for row in mark_rows(marks)))
+    effects = _table(MARK_HEADER, ([html.escape(cell) for cell in row] for row in mark_rows(marks)), {1})
     deeds = _table(("fault", "planned s", "begun s", "done s", "process", "what"), (
         [html.escape(mark["name"]), f"{mark['planned_s']:g}", *(_plain(mark[key]) for key in ("at_s", "done_s", "pid")),
          html.escape(mark["error"] or "; ".join(filter(None, (mark["what"], mark.get("not_recovered_because")))))]
         for mark in marks
-    ))  # fmt: skip
+    ), {5})  # fmt: skip
     return (
         f"<h2>Faults</h2>{effects}{deeds}"
         '<p class="note">Before: from the start, or from when the fault before was over. Meanwhile: requests under way '
@@ -237,7 +242,7 @@ def _cost(document: Document) -> str:
         for each in document["rounds"] for entry in each.get("cost", ())
     ]  # fmt: skip
     header = ("pool", "round", "USD/h", "tokens", "USD per million tokens", "at the SLO", "hours paid")
-    return "<h2>Cost</h2>" + _table(header, rows) if rows else ""
+    return "<h2>Cost</h2>" + _table(header, rows, {6}) if rows else ""
 
 
 def _errors(document: Document) -> str:
@@ -248,7 +253,7 @@ def _errors(document: Document) -> str:
         for each in document["rounds"] for entry in each["errors"]
     ]  # fmt: skip
     return "<h2>Errors</h2>" + (
-        _table(("status", "number", "when", "what", "request ids"), rows) if rows else "<p>None.</p>"
+        _table(("status", "number", "when", "what", "request ids"), rows, {3, 4}) if rows else "<p>None.</p>"
     )
 
 

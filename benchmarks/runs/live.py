@@ -66,7 +66,7 @@ class View:
     def _line(self, state: Live) -> str:
         answers_per_s, tokens_per_s = self._rates()
         return (
-            f"{self._title}: {state.elapsed_s:.0f} s, {state.num_ended} answered, {state.num_failed} failed, "
+            f"{self._title}: {state.elapsed_s:.0f} s, {state.num_ended - state.num_failed} answered, {state.num_failed} failed, "
             f"{answers_per_s:.1f}/s, {tokens_per_s:.0f} tokens/s, "
             f"TTFT p50 {_ms(state.ttft, 0.5)} p99 {_ms(state.ttft, 0.99)}"
         )
@@ -84,7 +84,7 @@ class View:
         facts = Table.grid(padding=(0, 3))
         failed = Text(f"{state.num_failed} failed", style="red" if state.num_failed else "dim")
         facts.add_row(
-            f"{state.num_sent} sent", f"{state.num_ended} answered", failed,
+            f"{state.num_sent} sent", f"{state.num_ended - state.num_failed} answered", failed,
             f"{state.num_sent - state.num_ended} under way", f"{answers_per_s:.1f} answers/s",
             f"{tokens_per_s:.0f} tokens/s",
         )  # fmt: skip
