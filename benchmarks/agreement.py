@@ -13,6 +13,7 @@ import contextlib
 import io
 import json
 import os
+import shlex
 import statistics
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from typing import Any
 
 from benchmarks import environment
 from benchmarks.compare_check import SAME, started
+from benchmarks.load.mistake import BenchError
 from benchmarks.runs import serve
 from benchmarks.runs.document import read
 
@@ -50,12 +52,21 @@ def by_guidellm(program: Path, url: str, model: str, rate_per_s: float, seconds:
             "--data", f"kind=synthetic_text,prompt_tokens={PROMPT_TOKENS},output_tokens={OUTPUT_TOKENS}",
             "--output", f"kind=json,path={path}",
         ]  # fmt: skip
-        subprocess.run(command, check=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True)
+        done = subprocess.run(
+            command, env=_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        )
+        if done.returncode:
+            raise BenchError(f"guidellm has failed: {shlex.join(command)}\n{done.stdout[-2000:]}")
         metrics = json.loads(path.read_text())["benchmarks"][0]["metrics"]
     return {
         name: {point: factor * metrics[theirs]["successful"]["percentiles"][point] for point in POINTS}
         for name, (theirs, factor) in THEIRS.items()
     } | {"num_requests": metrics["request_latency"]["successful"]["count"]}
+
+
+def _environment() -> dict[str, str]:
+    """Without this checkout on its path: guidellm has packages of its own."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
 
 
 def by_us(url: str, model: str, rate_per_s: float, seconds: float, seed: int) -> dict[str, Any]:
@@ -90,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.agreement", description=__doc__)
     parser.add_argument("--guidellm", type=Path, required=True, metavar="FILE", help="its program")
     parser.add_argument("--url", help="a server's base URL, without /v1 (default: the null server)")
-    parser.add_argument("--model", default="null")
+    parser.add_argument("--model", default="demo", help="default: demo, as the null server answers to any")
     parser.add_argument("--rate", type=float, default=20.0, metavar="R", help="requests/s")
     parser.add_argument("--duration", type=float, default=20.0, metavar="S", help="of each run")
     parser.add_argument("--rounds", type=int, default=3)

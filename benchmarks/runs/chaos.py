@@ -30,15 +30,15 @@ from benchmarks.runs.options import (
     add_workload,
     check_load,
     duration_s,
+    find_record,
     make_plan,
+    read_config,
     span_s,
 )
 from benchmarks.runs.recovery import effects
 from benchmarks.runs.round import Round, run_round
 from benchmarks.runs.serve import INTERRUPTED_EXIT_CODE, start_document, write_out
 from benchmarks.server import Server
-from serving.config import load_config
-from serving.lifecycle.record import running_server
 
 NOT_RECOVERED_EXIT_CODE = 1
 
@@ -118,9 +118,8 @@ def find_server(options: argparse.Namespace) -> Server:
     """The server that runs from --config. Raises BenchError unless it runs here and is the one that load goes to."""
     if options.config is None:
         raise BenchError("faults happen to processes of this machine: name the running server's config with --config")
-    config = load_config(options.config)
-    record = running_server(config.server.state_dir) if config.server.state_dir.exists() else None
-    if record is None:
+    config = read_config(options.config)
+    if (record := find_record(config)) is None:
         raise BenchError(f"no server runs from {options.config} on this machine; start it: ballast up --config")
     own = f"http://{record.host}:{record.port}"
     if options.url is not None and options.url.rstrip("/").removesuffix("/v1") != own:

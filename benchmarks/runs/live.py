@@ -65,8 +65,9 @@ class View:
 
     def _line(self, state: Live) -> str:
         answers_per_s, tokens_per_s = self._rates()
+        num_answered = state.num_ended - state.num_failed
         return (
-            f"{self._title}: {state.elapsed_s:.0f} s, {state.num_ended - state.num_failed} answered, {state.num_failed} failed, "
+            f"{self._title}: {state.elapsed_s:.0f} s, {num_answered} answered, {state.num_failed} failed, "
             f"{answers_per_s:.1f}/s, {tokens_per_s:.0f} tokens/s, "
             f"TTFT p50 {_ms(state.ttft, 0.5)} p99 {_ms(state.ttft, 0.99)}"
         )

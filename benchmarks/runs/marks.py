@@ -17,10 +17,11 @@ from typing import Any, Self
 from benchmarks.faults.acts import engine_core, kill
 from benchmarks.load.arrivals import Surge, parse_duration_s
 from benchmarks.load.mistake import BenchError
+from benchmarks.runs.options import read_config
 from benchmarks.server import Replica, Server
 from serving.change import plan_change
 from serving.commands.apply import check_machine
-from serving.config import Config, load_config
+from serving.config import Config
 from serving.errors import OperatorError
 from serving.lifecycle.control import Apply, InForce, apply
 from serving.lifecycle.processes import start_ticks
@@ -204,7 +205,7 @@ class Site:
     def _wanted(self, fault: Fault, config: Config) -> Config:
         """The config that the fault gives the server. Raises BenchError, ConfigError."""
         if fault.kind == "apply":
-            wanted = load_config(Path(fault.value))
+            wanted = read_config(Path(fault.value))
             if wanted.server.state_dir != config.server.state_dir:
                 raise BenchError(f"{fault.value} is of another server: its server.state_dir is not that of --config")
             return wanted

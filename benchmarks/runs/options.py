@@ -19,8 +19,8 @@ from benchmarks.runs.cost import Prices, prices_of
 from benchmarks.runs.slo import Slo, parse_slo
 from benchmarks.runs.watcher import Source
 from benchmarks.simulator.trace import Trace
-from serving.config import load_config
-from serving.lifecycle.record import running_server
+from serving.config import Config, load_config, read_environment
+from serving.lifecycle.record import ServerRecord, running_server
 
 DEFAULT_URL = "http://127.0.0.1:8000/v1"
 _CLOSED_SESSIONS = 2**14
@@ -169,17 +169,15 @@ def add_outcome(parser: argparse.ArgumentParser) -> None:
 
 def make_plan(options: argparse.Namespace) -> Plan:
     """Ask the target what has to be known of it. Raises BenchError, ConfigError."""
-    record = None
-    if options.config is not None:
-        state_dir = load_config(options.config).server.state_dir
-        record = running_server(state_dir) if state_dir.exists() else None
+    config = read_config(options.config) if options.config is not None else None
+    record = find_record(config) if config else None
     url = options.url or (f"http://{record.host}:{record.port}" if record else DEFAULT_URL)
     target = parse_target(url, os.environ.get(options.key_env))
     model = options.model or first_model(target)
     metrics_url = options.metrics_url or (f"http://127.0.0.1:{record.admin_port}/metrics" if record else None)
     source = Source(metrics_url, options.server_pid or (record.pid if record else None))
     source.check()
-    prices = prices_of(options.config, model) if options.config else None
+    prices = prices_of(config, model) if config else None
     promised = prices.slo if prices else Slo()
     slo = parse_slo(options.slo) if options.slo else promised
     workload = make_workload(options)
@@ -188,6 +186,17 @@ def make_plan(options: argparse.Namespace) -> Plan:
         prefix_tokens=options.prefix_tokens, extra=options.extra,
     )  # fmt: skip
     return Plan(target, learn_speech(target, speech), workload, slo, source, prices, options)
+
+
+def read_config(path: Path) -> Config:
+    """As `ballast up` reads it: variables of the environment over what the file says. Raises ConfigError."""
+    return load_config(path, read_environment(os.environ))
+
+
+def find_record(config: Config) -> ServerRecord | None:
+    """The server that runs from ``config`` on this machine, if one does."""
+    state_dir = config.server.state_dir
+    return running_server(state_dir) if state_dir.exists() else None
 
 
 def make_workload(options: argparse.Namespace) -> Workload:

@@ -146,14 +146,14 @@ def test_what_cannot_be_done_is_told_and_fails_the_run(
 
 
 def test_only_the_server_of_the_config_is_broken(
-    ballast: Ballast, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ballast: Ballast, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = ("--at", "1s=kill-engine", "--rate", "1")
     assert chaos(*given) == 2
     assert "name the running server's config with --config" in capsys.readouterr().err
     assert chaos("--config", str(ballast.config), "--url", "http://127.0.0.1:1/v1", *given) == 2
     assert "is not the server of" in capsys.readouterr().err
-    (ballast.server.state_dir / "server.json").unlink()
+    monkeypatch.setenv("BALLAST_STATE_DIR", str(tmp_path / "another"))
     assert chaos("--config", str(ballast.config), *given) == 2
     assert "no server runs from" in capsys.readouterr().err
 
