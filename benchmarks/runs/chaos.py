@@ -32,6 +32,7 @@ from benchmarks.runs.options import (
     duration_s,
     find_record,
     make_plan,
+    no_server,
     read_config,
     span_s,
 )
@@ -120,7 +121,7 @@ def find_server(options: argparse.Namespace) -> Server:
         raise BenchError("faults happen to processes of this machine: name the running server's config with --config")
     config = read_config(options.config)
     if (record := find_record(config)) is None:
-        raise BenchError(f"no server runs from {options.config} on this machine; start it: ballast up --config")
+        raise BenchError(no_server(options.config))
     own = f"http://{record.host}:{record.port}"
     if options.url is not None and options.url.rstrip("/").removesuffix("/v1") != own:
         raise BenchError(f"--url {options.url} is not the server of {options.config}, which is at {own}: leave it out")

@@ -171,6 +171,8 @@ def make_plan(options: argparse.Namespace) -> Plan:
     """Ask the target what has to be known of it. Raises BenchError, ConfigError."""
     config = read_config(options.config) if options.config is not None else None
     record = find_record(config) if config else None
+    if config and record is None and options.url is None:
+        raise BenchError(no_server(options.config))
     url = options.url or (f"http://{record.host}:{record.port}" if record else DEFAULT_URL)
     target = parse_target(url, os.environ.get(options.key_env))
     model = options.model or first_model(target)
@@ -197,6 +199,11 @@ def find_record(config: Config) -> ServerRecord | None:
     """The server that runs from ``config`` on this machine, if one does."""
     state_dir = config.server.state_dir
     return running_server(state_dir) if state_dir.exists() else None
+
+
+def no_server(path: Path) -> str:
+    """What to say when none runs."""
+    return f"no server runs from {path} on this machine; start it with: ballast up --config {path}"
 
 
 def make_workload(options: argparse.Namespace) -> Workload:
