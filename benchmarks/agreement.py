@@ -1,8 +1,8 @@
 """Do `ballast bench serve` and guidellm see the same? ``python -m benchmarks.agreement --guidellm FILE [--json FILE]``.
 
 The same server (the null server, whose times jitter as an engine's do, or ``--url``), workload and rate, measured by
-one and by the other in turn; printed are the percentiles of both, each the median over rounds, their ratio, and what the
-null server is known to do.
+one and by the other in turn; printed are the percentiles of both, each the median over rounds, their ratio, and what
+the null server is known to do.
 guidellm has an environment of its own (``pip install guidellm==0.8.1``), and FILE is its program.
 
 guidellm's clock for TTFT and latency starts when a request is sent, and its ITL is a request's mean: ours are compared
