@@ -15,6 +15,7 @@ import io
 import json
 import os
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
@@ -57,16 +58,27 @@ def by_guidellm(program: Path, url: str, model: str, rate_per_s: float, seconds:
             "--data", f"kind=synthetic_text,prompt_tokens={PROMPT_TOKENS},output_tokens={OUTPUT_TOKENS}",
             "--output", f"kind=json,path={path}",
         ]  # fmt: skip
-        done = subprocess.run(
-            command, env=_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
-        )
-        if done.returncode:
-            raise BenchError(f"guidellm has failed: {shlex.join(command)}\n{done.stdout[-2000:]}")
+        _run(command)
         metrics = json.loads(path.read_text())["benchmarks"][0]["metrics"]
     return {
         name: {point: factor * metrics[theirs]["successful"]["percentiles"][point] for point in POINTS}
         for name, (theirs, factor) in THEIRS.items()
     } | {"num_requests": metrics["request_latency"]["successful"]["count"]}
+
+
+def _run(command: Sequence[str]) -> None:
+    """In a process group of its own, none of which is left when this ends. Raises BenchError."""
+    process = subprocess.Popen(
+        command, env=_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, process_group=0
+    )
+    try:
+        said, _ = process.communicate()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    if process.returncode:
+        raise BenchError(f"guidellm has failed: {shlex.join(command)}\n{said[-2000:]}")
 
 
 def _environment() -> dict[str, str]:

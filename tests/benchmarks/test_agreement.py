@@ -3,6 +3,7 @@
 import pytest
 
 from benchmarks import agreement
+from benchmarks.load.mistake import BenchError
 from benchmarks.load.null_server import Manners
 
 
@@ -33,3 +34,8 @@ def test_rows_are_medians_over_rounds() -> None:
     assert {(row["ballast_ms"], row["guidellm_ms"], row["ratio"], row["server_ms"]) for row in rows} == {
         (12.0, 24.0, 0.5, None)
     }
+
+
+def test_a_tool_that_fails_is_told_with_what_it_said() -> None:
+    with pytest.raises(BenchError, match=r"(?s)guidellm has failed: sh -c .*no such profile"):
+        agreement._run(["sh", "-c", "echo no such profile; exit 2"])
