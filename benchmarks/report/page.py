@@ -20,7 +20,7 @@ from benchmarks.runs.rows import Rows, read_rows
 from benchmarks.runs.slo import Slo
 from benchmarks.runs.summary import PERCENTILES
 from benchmarks.runs.sweep import sentence
-from benchmarks.runs.words import LABELS, MARK_HEADER, SERVER_LABELS, chaos_verdict, mark_rows, verdict
+from benchmarks.runs.words import LABELS, MARK_HEADER, SERVER_LABELS, chaos_verdict, mark_rows, server_label, verdict
 
 NAME = "report.html"
 _PNG_DPI = 144
@@ -33,7 +33,7 @@ h1 { font-size: 1.5rem; margin-bottom: .3rem } h2 { font-size: 1.15rem; margin-t
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .87rem; margin: .6rem 0 }
 th, td { text-align: right; padding: .25rem .7rem; border-bottom: 1px solid #e5e7eb; vertical-align: top }
 th:first-child, td:first-child, th.words, td.words { text-align: left } th { color: #4b5563; font-weight: 600 }
-td small { color: #6b7280 } img { width: 100%; height: auto }
+td:not(.words) { white-space: nowrap } td small { color: #6b7280 } img { width: 100%; height: auto }
 pre { background: #f6f7f8; padding: .8rem; font-size: 12px }
 pre { white-space: pre-wrap; overflow-wrap: anywhere } details { margin: .6rem 0 }
 """
@@ -177,9 +177,10 @@ def _faults(document: Document) -> str:
     ), {5})  # fmt: skip
     return (
         f"<h2>Faults</h2>{effects}{deeds}"
-        '<p class="note">Before: from the start, or from when the fault before was over. Meanwhile: requests under way '
+        '<p class="note">Before: from the start, or from when the fault before was over. During: requests under way '
         "at the fault, and those intended until it was over. A fault is over when misses of the SLO, counted against "
-        "the share that missed it before, are at their highest: from then on no more is missed than before.</p>"
+        "the share that missed it before, are at their highest: from then on no more is missed than before. "
+        "TTFT is the median, but for the worst.</p>"
     )
 
 
@@ -195,6 +196,8 @@ def _percentiles(each: Mapping[str, Any]) -> str:
     def cell(entry: Mapping[str, Any]) -> str:
         if entry["value"] is None:
             return "–"
+        if entry.get("is_at_most"):
+            return f"≤ {entry['value']:.1f}"
         bounds = "" if entry["ci95"] is None else f"<br><small>{entry['ci95'][0]:.1f} to {entry['ci95'][1]:.1f}</small>"
         return f"{entry['value']:.1f}{bounds}"
 
@@ -206,7 +209,9 @@ def _percentiles(each: Mapping[str, Any]) -> str:
         for key, label in LABELS.items() if (row := each["latency"][key])["n"]
     ]  # fmt: skip
     rows += [
-        cells(f"server: {label}", row, "") for key, label in SERVER_LABELS.items() if (row := each["server"].get(key))
+        cells(server_label(label, row), row, "")
+        for key, label in SERVER_LABELS.items()
+        if (row := each["server"].get(key))
     ]
     rate = f" at {each['rate_per_s']:.4g} requests/s" if each["rate_per_s"] is not None else ""
     table = _table(("ms", "n", *PERCENTILES, "max"), rows)

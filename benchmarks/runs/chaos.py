@@ -178,7 +178,9 @@ def _print(document: documents.Document, path: str) -> None:
     (found,) = document["rounds"]
     is_recovered = document["chaos"]["is_recovered"]
     console.print(Text(words.chaos_verdict(document), style="bold green" if is_recovered else "bold red"))
-    table = Table(*words.MARK_HEADER, box=None, pad_edge=False, padding=(0, 2))
+    table = Table(box=None, pad_edge=False, padding=(0, 2))
+    for place, heading in enumerate(words.MARK_HEADER):
+        table.add_column(heading, justify="left" if place == 1 else "right", no_wrap=place == 1)
     for row in words.mark_rows(found["marks"]):
         table.add_row(*row)
     console.print(table)

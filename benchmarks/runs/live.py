@@ -80,7 +80,8 @@ class View:
         )
         left_s = state.elapsed_s * (1.0 - share) / share if share > 0.0 else 0.0
         bar = Table.grid(padding=(0, 1))
-        ending = f"{left_s:.0f} s left" if share < 1.0 else f"waiting for {state.num_sent - state.num_ended} answers"
+        num_left = state.num_sent - state.num_ended
+        ending = f"{left_s:.0f} s left" if share < 1.0 else f"waiting for {num_left} answers" if num_left else "done"
         bar.add_row(Text(self._title, style="bold"), ProgressBar(1.0, share, width=30), f"{share:.0%}", ending)
         facts = Table.grid(padding=(0, 3))
         failed = Text(f"{state.num_failed} failed", style="red" if state.num_failed else "dim")

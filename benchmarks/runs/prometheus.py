@@ -142,7 +142,10 @@ def _percentiles(counts: NDArray[np.float64], bounds_s: NDArray[np.float64]) -> 
     for place, (name, share) in enumerate(PERCENTILES.items()):
         has_interval = drawn is not None and total[0, -1] * (1.0 - share) >= LEAST_BEYOND
         ci95 = [_ms(bound) for bound in interval(drawn[:, place])] if drawn is not None and has_interval else None
-        found[name] = {"value": _ms(values[place]), "ci95": ci95}
+        # Anywhere in the first bucket: its bound is all that is known, and a bucket is often as wide as what is in it.
+        is_at_most = bool(values[place] <= bounds_s[0])
+        value_s = bounds_s[0] if is_at_most else values[place]
+        found[name] = {"value": _ms(value_s), "ci95": None if is_at_most else ci95, "is_at_most": is_at_most}
     return found
 
 

@@ -57,15 +57,14 @@ class Watcher:
     """The first and every ``_stride``-th after it: as many as a bootstrap has use for."""
     _stride: int = 1
     _num_read: int = 0
-    _first_cpu_s: float = 0.0
-    _last_cpu_s: float = 0.0
+    _used_cpu_s: float = 0.0
+    _last_cpu_s: float | None = None
 
     def __enter__(self) -> Self:
         self._gpus = Gpus.find()
         self._over = threading.Event()
         self._look()
         self._began_s = time.monotonic()
-        self._first_cpu_s = self._last_cpu_s
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
         return self
@@ -95,6 +94,8 @@ class Watcher:
                 sample["usd_per_hour_by_pool"] = dict(reading.usd_per_hour)
         if self.source.pid is not None:
             tree = usage_of(self.source.pid)
+            if self._last_cpu_s is not None:  # less than before: a process has ended, and taken its time with it
+                self._used_cpu_s += max(0.0, tree["cpu_s"] - self._last_cpu_s)
             self._last_cpu_s = tree["cpu_s"]
             sample |= tree
         if self._gpus is not None:
@@ -126,7 +127,7 @@ class Watcher:
                 found[f"{name}_mean"] = round(sum(values) / len(values), 4)
                 found[f"{name}_max"] = round(max(values), 4)
         if self.source.pid is not None:
-            found["cpu_cores_mean"] = round((self._last_cpu_s - self._first_cpu_s) / span_s, 3)
+            found["cpu_cores_mean"] = round(self._used_cpu_s / span_s, 3)
         if "gpu_power_w_mean" in found:
             found["gpu_energy_j"] = round(found["gpu_power_w_mean"] * span_s, 1)
         return found

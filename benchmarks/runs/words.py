@@ -63,8 +63,8 @@ def chaos_verdict(document: Mapping[str, Any]) -> str:
 
 
 MARK_HEADER = (
-    "at s", "fault", "well again after", "in SLO before", "meanwhile", "then", "failed", "TTFT p50 before", "meanwhile",
-    "max", "then",
+    "at s", "fault", "recovered in", "in SLO before", "during", "after", "failed", "TTFT before", "during", "worst",
+    "after",
 )  # fmt: skip
 
 
@@ -125,11 +125,18 @@ def _latencies(latency: Mapping[str, Any], server: Mapping[str, Any]) -> Table:
     for name, label in SERVER_LABELS.items():
         if row := server.get(name):
             cells = (_cell(row[share]) for share in PERCENTILES)
-            table.add_row(f"server: {label}", str(row["n"]), *cells, style="dim")
+            table.add_row(server_label(label, row), str(row["n"]), *cells, style="dim")
     return table
 
 
+def server_label(label: str, row: Mapping[str, Any]) -> str:
+    """With the mean, which a histogram knows exactly."""
+    return f"server: {label} (mean {row['mean']:.1f})"
+
+
 def _cell(entry: Mapping[str, Any]) -> str:
+    if entry.get("is_at_most"):
+        return f"≤ {entry['value']:.1f}"
     if entry["ci95"] is None:
         return f"{entry['value']:.1f} ?"
     low, high = entry["ci95"]

@@ -92,7 +92,9 @@ def test_what_happened_is_the_difference(server: Server) -> None:
     assert found["prefix_cache_hit_share"] == 0.3
     queue = found["engine_queue_ms"]
     assert (queue["n"], queue["mean"]) == (2, 150.0)
-    assert [queue[name] for name in ("p50", "p99")] == [{"value": value, "ci95": None} for value in (150.0, 199.0)]
+    assert [queue[name] for name in ("p50", "p99")] == [
+        {"value": value, "ci95": None, "is_at_most": False} for value in (150.0, 199.0)
+    ]
     assert "prefill_ms" not in found, "what the server does not have is left out"
 
 
@@ -109,6 +111,15 @@ def test_quantiles_have_intervals_where_there_is_enough(server: Server) -> None:
     low, high = queue["p50"]["ci95"]
     assert low <= queue["p50"]["value"] <= high
     assert queue["p99"]["ci95"] is None, "less than one of sixty is beyond it"
+
+
+def test_what_lies_in_the_first_bucket_is_known_by_its_bound_alone(server: Server) -> None:
+    first = server.worked()
+    for _ in range(100):
+        server.queue.labels("a").observe(0.001)
+    queue = prometheus.over([first, prometheus.read(server.text())])["engine_queue_ms"]
+    assert queue["p50"] == {"value": 100.0, "ci95": None, "is_at_most": True}
+    assert queue["mean"] == pytest.approx(1.0)
 
 
 def test_quantiles_are_linear_within_a_bucket_and_end_at_the_last_finite_bound() -> None:
@@ -174,3 +185,14 @@ def test_gpus_are_read_where_nvml_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Gpus.find() is None
     monkeypatch.setitem(sys.modules, "pynvml", None)
     assert Gpus.find() is None
+
+
+def test_cpu_time_of_a_process_that_ends_stays_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    used_s = iter([10.0, 12.0, 3.0, 4.0])
+    tree = {"rss_mib": 1.0, "num_fds": 1.0, "num_threads": 1.0, "num_processes": 1.0}
+    monkeypatch.setattr("benchmarks.runs.watcher.usage_of", lambda _: {**tree, "cpu_s": next(used_s)})
+    watcher = Watcher(Source(pid=os.getpid()))
+    watcher._gpus = None
+    for _ in range(4):
+        watcher._look()
+    assert watcher._used_cpu_s == 3.0
