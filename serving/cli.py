@@ -31,6 +31,7 @@ _BENCHMARKS = {
     "serve": "send load to any OpenAI-compatible server, and say how it served",
     "sweep": "find the knee, and the highest rate that holds the SLO",
     "soak": "the same load for hours: do memory, descriptors or threads grow?",
+    "chaos": "break a running Ballast at planned times while load is sent: what does it cost, and how long?",
     "compare": "two runs: is the second one worse? Exit code 1 if so",
     "report": "a run as one HTML page, with its charts as PNG beside it",
     "kernels": "the sampler on this CPU, against vLLM's and plain torch",

@@ -4,11 +4,12 @@ import asyncio
 from collections.abc import Iterator
 from itertools import count
 
+from benchmarks.faults.acts import kill
 from benchmarks.faults.by_hand import set_targets
 from benchmarks.faults.engines import REPLACED_WITHIN_S
 from benchmarks.faults.fault import Fault, Outcome, outcome_of
 from benchmarks.faults.sites import BY_HAND, GRACE_S, STEP_S, SWING, WIDE
-from benchmarks.faults.stage import Stage, is_scripted, kill, names, only_cut
+from benchmarks.faults.stage import Stage, is_scripted, names, only_cut
 from benchmarks.load.traffic import Driver, Due, Run
 
 SCALED_WITHIN_S = 40.0
@@ -76,7 +77,7 @@ async def node_lost(stage: Stage) -> Outcome:
     back_s: list[float] = []
 
     async def lose() -> None:
-        kill(stage.named("/raylet/raylet ")[-1])
+        kill(stage.server.named("/raylet/raylet ")[-1])
         await stage.until(lambda: before - names(stage.replicas(WIDE)), REPLACED_WITHIN_S)
         back_s.append(await stage.settled(2, WIDE, REPLACED_WITHIN_S))
 
