@@ -84,10 +84,11 @@ def _latency(candidate: Candidate, found: Cost, folder: Path) -> dict[str, Any] 
         if visit.stage == candidate.stage and visit.folder is not None and visit.points
         for each in documents.read(folder / visit.folder).document["rounds"]
     ]
-    below = [each for each in rounds if each["rate_per_s"] <= found.rate_per_s] or rounds
-    nearest = max(below, key=lambda each: each["rate_per_s"]) if below is not rounds else min(
-        below, key=lambda each: each["rate_per_s"]
-    )  # fmt: skip
+    if not rounds:
+        return None
+    rounds.sort(key=lambda each: each["rate_per_s"])
+    below = [each for each in rounds if each["rate_per_s"] <= found.rate_per_s]
+    nearest = below[-1] if below else rounds[0]
     percentiles = {name: {share: nearest["latency"][name][share]["value"] for share in _SHARES} for name in _LATENCIES}
     return {"rate_per_s": round(nearest["rate_per_s"], 4), **percentiles}
 

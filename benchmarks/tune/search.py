@@ -20,6 +20,8 @@ from benchmarks.tune.space import Knob
 SHORT, LAP = "short", "lap"
 MOST_FINALISTS = 3
 """Beside the config as it is."""
+BELOW = 0.8
+"""Of the rate that is expected, where a lap begins: without a rate that holds for certain there is no interval."""
 EXPLORING_SHARE = 0.5
 """Of the budget; the rest is for laps."""
 
@@ -196,7 +198,9 @@ class Tuning:
                 points = candidate.points(LAP)
                 cost = candidate.cost(self.objective)
                 assert cost is not None, "only what was measured is a finalist"
-                self._visit(candidate, Wish(candidate.settings, LAP, lap, cost.rate_per_s or None, None, points))
+                self._visit(
+                    candidate, Wish(candidate.settings, LAP, lap, BELOW * cost.rate_per_s or None, None, points)
+                )
                 self.show(candidate)
 
     def _finalists(self, lap: int) -> list[Candidate]:
