@@ -37,7 +37,7 @@ PRECISION = {SHORT: 0.1, "lap": 0.05}
 DURATION = {SHORT: 1.0, "lap": 2.0}
 """Of a round, by --duration."""
 EDGE_ROUNDS = {SHORT: 1, "lap": 2}
-MOST_ROUNDS = 8
+MOST_ROUNDS = 10
 """Of one visit."""
 _FOLDERS = re.compile(r"(?<![\w.])~?(/[\w.@+-]+)+/")
 

@@ -27,12 +27,12 @@ from benchmarks.runs.slo import Slo, parse_slo
 from benchmarks.tune import findings, journal
 from benchmarks.tune.bench import Bench, Subject, reason
 from benchmarks.tune.patch import patched
-from benchmarks.tune.search import Candidate, Nothing, Tuning
+from benchmarks.tune.search import Candidate, Nothing, Tuning, Visit, Wish
 from benchmarks.tune.settings import words
 from benchmarks.tune.space import Knob, default_knobs, described, grid, parse_try, with_tried
 from models.spec import ModelSpec
 from serving.commands.settings import config_path
-from serving.config import load_config, read_environment
+from serving.config import load_config, parse_config, read_environment
 from serving.machine import observe_machine
 from serving.plan import plan, read_specs
 
@@ -84,8 +84,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     options = parser().parse_args(given)
     _check(options)
-    signal.signal(signal.SIGTERM, _stop)
-    return Command(options, given).run()
+    former = signal.signal(signal.SIGTERM, _stop)
+    try:
+        return Command(options, given).run()
+    finally:
+        signal.signal(signal.SIGTERM, former)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
@@ -117,13 +120,15 @@ class Command:
         self.knobs = self._knobs()
         self.console = Console(stderr=True, highlight=False, quiet=options.json)
         self.target = options.write or self.path.with_name(f"{self.path.stem}.tuned.yaml")
+        if self.target.absolute().parent != self.path.absolute().parent:
+            raise BenchError(f"--write {self.target}: its relative paths start at {self.path}; name a file beside it")
         self.folder, self.document = self._open(given)
         self.bench = Bench(self.subject, options, self.slo, self.folder, given)
         self.journal = journal.Journal(self.bench, self.folder, self.document)
         self.tuning = Tuning(
             pool=self.subject.pool,
             objective=self.slo.objective,
-            measure=self.journal.measure,
+            measure=self._measure,
             problem_of=lambda settings: self.subject.problem_of(settings, self.machine),
             budget_s=60.0 * options.budget_min,
             show=self._show,
@@ -217,6 +222,10 @@ class Command:
             self.tuning.descend(self.knobs)
         self.tuning.run_laps(self.options.rounds)
 
+    def _measure(self, wish: Wish) -> Visit:
+        self.console.print(f"  {wish.stage} {wish.number + 1}: {words(wish.settings)}", style="dim")
+        return self.journal.measure(wish)
+
     def _show(self, candidate: Candidate) -> None:
         minutes = f"{self.tuning.spent_s / 60.0:.1f} of {self.options.budget_min:g} min"
         self.console.print(f"{minutes}  {findings.line(candidate, self.slo.objective)}")
@@ -245,10 +254,10 @@ class Command:
             self.text, self.subject.model["name"], pool["name"], findings.changes(pool, winner, speed),
             findings.comments(evidence, pool),
         )  # fmt: skip
+        parse_config(text, self.path.absolute().parent)
         self.target.write_text(text)
         names = {"model": self.subject.model["name"], "pool": pool["name"]}
         environment.write(self.target.with_suffix(".json"), {"schema_version": 1, "kind": "tuned", **names, **evidence})
-        load_config(self.target)
 
     def _load(self) -> str:
         options = self.options

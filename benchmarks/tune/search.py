@@ -168,7 +168,7 @@ class Tuning:
         """Where to begin, and what must hold: the rates at which it costs what ``best`` does, and the most that may."""
         reference = best or self.candidates.get(identity({}))
         found = reference.cost(self.objective) if reference else None
-        if reference is None or found is None:
+        if reference is None or found is None or found.value == 0.0:
             return None, None
         tokens = reference.tokens_per_request
         start_per_s = rate_at(found.value, candidate.usd_per_hour, tokens)
