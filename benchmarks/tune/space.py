@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,11 @@ from serving.plan import PoolPlan
 MOST_POINTS = 64
 """Of a grid: at a minute each that is an hour."""
 _SEQS = (8, 16, 32, 64, 128, 256, 512, 1024)
-_BATCHED_TOKENS = (256, 512, 1024, 2048, 4096, 8192)
+_BATCHED_TOKENS: dict[str, tuple[JsonValue, ...]] = {
+    "cpu": (256, 512, 1024, None, 4096, 8192),
+    "cuda": (1024, 2048, 4096, None, 16_384, 32_768),
+}
+"""Null, vLLM's default, in its place: 2,048 on a CPU, 8,192 for a server on a large GPU (vLLM 0.29)."""
 _POOL_KEYS = (REPLICAS, *DEVICES.values())
 _ENGINES: dict[str, type[EngineConfig]] = {"cpu": CpuEngine, "cuda": CudaEngine}
 
@@ -58,29 +63,34 @@ def default_knobs(
             _knob(pool, "cpus_per_replica", tuple(range(1, int(num_cpus) + 1))),
             _knob(pool, REPLICAS, tuple(range(1, int(num_cpus) + 1))),
         ]
-        if own_dtype in ("bfloat16", "float16") and engine["dtype"] in ("auto", own_dtype, "float32"):
-            found.append(_knob(pool, "engine.dtype", ("auto", "float32")))
+        if own_dtype in ("bfloat16", "float16"):
+            short = "auto" if engine["dtype"] == "float32" else engine["dtype"]
+            found.append(_knob(pool, "engine.dtype", (short, "float32")))
     found += [
         _knob(pool, "engine.max_num_seqs", _SEQS),
-        _knob(pool, "engine.max_num_batched_tokens", (None, *_BATCHED_TOKENS)),
+        _knob(pool, "engine.max_num_batched_tokens", _BATCHED_TOKENS[pool["device"]]),
     ]
     if is_cpu and (planned.kv_cache_tokens or 0) < 2 * engine["max_num_seqs"] * most_tokens:
         own_gib = engine["kv_cache_gib"]
         found.append(_knob(pool, "engine.kv_cache_gib", (own_gib, 2 * own_gib, 4 * own_gib)))
     if not is_cpu:
-        found.append(_knob(pool, "engine.gpu_memory_utilization", (None, 0.8, 0.85, 0.9, 0.95)))
+        found.append(_knob(pool, "engine.gpu_memory_utilization", (0.8, 0.85, None, 0.95)))
     return [knob for knob in found if len(knob.values) > 1]
 
 
 def _knob(pool: Pool, key: str, values: Sequence[JsonValue]) -> Knob:
-    """With the config's own value in its place. Null stands first, numbers in order."""
+    """With the config's own value among them, a number in its order."""
     own = value_of(pool, key)
-    kept = list(values)
-    if own not in kept:
-        kept.append(own)
-        if all(isinstance(value, int | float) and not isinstance(value, bool) for value in kept if value is not None):
-            kept.sort(key=lambda value: -1.0 if value is None else float(str(value)))
-    return Knob(key, tuple(kept), own)
+    if own in values:
+        return Knob(key, tuple(values), own)
+    size = _number(own)
+    larger = [place for place, value in enumerate(values) if (_number(value) or 0.0) > (size or math.inf)]
+    place = larger[0] if larger else len(values)
+    return Knob(key, (*values[:place], own, *values[place:]), own)
+
+
+def _number(value: JsonValue) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def parse_try(pool: Pool, text: str) -> Knob:
@@ -93,11 +103,7 @@ def parse_try(pool: Pool, text: str) -> Knob:
         values: Any = yaml.safe_load(f"[{listed}]")
     except yaml.YAMLError as error:
         raise BenchError(f"--try {text}: the values are no YAML: {' '.join(str(error).split())}") from error
-    return _knob(pool, key, tuple(dict.fromkeys(values)) if all(map(_is_scalar, values)) else tuple(values))
-
-
-def _is_scalar(value: object) -> bool:
-    return not isinstance(value, dict | list)
+    return _knob(pool, key, [value for place, value in enumerate(values) if value not in values[:place]])
 
 
 def _check_key(pool: Pool, key: str) -> None:

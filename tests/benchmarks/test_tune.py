@@ -192,6 +192,9 @@ def test_the_space_has_the_configs_own_values_in_their_place() -> None:
     assert default_space(max_num_seqs=48)["engine.max_num_seqs"].values == (8, 16, 32, 48, 64, 128, 256, 512, 1024)
     assert default_space()["cpus_per_replica"].values == (1, 2)
     assert default_space()["engine.dtype"].values == ("auto", "float32")
+    assert default_space(dtype="bfloat16")["engine.dtype"].values == ("bfloat16", "float32")
+    assert default_space()["engine.max_num_batched_tokens"].values == (256, 512, 1024, None, 4096, 8192)
+    assert default_space(max_num_batched_tokens=2048)["engine.max_num_batched_tokens"].values[3:5] == (None, 2048)
 
 
 def test_the_cache_is_only_tried_where_it_may_bind() -> None:
@@ -211,7 +214,7 @@ def test_values_that_are_named_come_first_and_replace_the_usual_ones() -> None:
         "engine.enforce_eager",
     ]
     assert found[0].values == (32, 64, 96)
-    assert found[1].values == (None, 4)
+    assert found[1].values == (4, None)
 
 
 @pytest.mark.parametrize(
