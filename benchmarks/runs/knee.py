@@ -134,13 +134,19 @@ def next_rate(
     """
     if not points:
         return start_per_s
+    held, missed = edge(points, objective)
+    if missed is None:
+        return growth * max(point.rate_per_s for point in points)
+    if held is None:
+        return min(point.rate_per_s for point in points) / growth
+    return None if missed / held <= 1.0 + precision else math.sqrt(held * missed)
+
+
+def edge(points: Sequence[Point], objective: float) -> tuple[float | None, float | None]:
+    """The highest rate that holds the SLO and the lowest above it that does not, by shares made to fall with the rate;
+    None: there is none."""
     by_rate = sorted({point.rate_per_s for point in points})
     counts = np.array([sum(point.rate_per_s == rate for point in points) for rate in by_rate], dtype=np.float64)
     means = [float(np.mean([point.share for point in points if point.rate_per_s == rate])) for rate in by_rate]
-    holds = non_increasing(np.asarray(means), counts) >= objective
-    if holds.all():
-        return growth * by_rate[-1]
-    if not holds.any():
-        return by_rate[0] / growth
-    held, missed = by_rate[int(holds.sum()) - 1], by_rate[int(holds.sum())]
-    return None if missed / held <= 1.0 + precision else math.sqrt(held * missed)
+    num_held = int((non_increasing(np.asarray(means), counts) >= objective).sum())
+    return (by_rate[num_held - 1] if num_held else None), (by_rate[num_held] if num_held < len(by_rate) else None)

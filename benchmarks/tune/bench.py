@@ -78,6 +78,8 @@ class Bench:
 
     def __init__(self, subject: Subject, options: argparse.Namespace, slo: Slo, folder: Path, given: Sequence[str]):
         self._subject, self._options, self._slo, self._folder, self._given = subject, options, slo, folder, given
+        self.is_stopping = False
+        """Somebody has asked to stop: what fails from now on does so because of that."""
 
     def measure(self, wish: Wish) -> Visit:
         """Start, measure, stop. What the server or the generator made of it is in the visit; Ctrl-C raises."""
@@ -86,7 +88,9 @@ class Bench:
         try:
             with self.server(wish.settings) as server:
                 search = self._search(wish, server, folder)
-        except (RuntimeError, BenchError) as error:
+        except (RuntimeError, BenchError, OSError) as error:
+            if self.is_stopping:
+                raise KeyboardInterrupt from error
             visit = Visit(wish.settings, wish.stage, wish.number, error=reason(str(error)), folder=folder.name)
         else:
             visit = self.read(wish, folder, search.complaint)

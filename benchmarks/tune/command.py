@@ -84,17 +84,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     options = parser().parse_args(given)
     _check(options)
-    former = signal.signal(signal.SIGTERM, _stop)
+    command = Command(options, given)
+    former = signal.signal(signal.SIGTERM, command.stop)
     try:
-        return Command(options, given).run()
+        return command.run()
     finally:
         signal.signal(signal.SIGTERM, former)
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    """As Ctrl-C, once: what follows is the stopping."""
-    signal.signal(number, signal.SIG_IGN)
-    raise KeyboardInterrupt
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -205,6 +200,12 @@ class Command:
             self._write_config(calibration)
         self._print(found, status)
         return exit_code or (0 if found["is_cheaper"] else NOTHING_CHEAPER_EXIT_CODE)
+
+    def stop(self, number: int, frame: FrameType | None) -> None:
+        """SIGTERM, which is as Ctrl-C: once, because what follows is the stopping."""
+        signal.signal(number, signal.SIG_IGN)
+        self.bench.is_stopping = True
+        raise KeyboardInterrupt
 
     def _tell(self) -> None:
         if number := self.document["num_other_servers"]:

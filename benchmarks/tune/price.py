@@ -2,7 +2,9 @@
 
     cost = price of all replicas an hour / (highest rate in SLO [requests/s] × tokens of a request × 3600) × 10^6
 
-Tokens are those of prompt and answer. The interval is the highest rate's (`benchmarks/runs/knee.py`).
+Tokens are those of prompt and answer. The interval is the highest rate's (`benchmarks/runs/knee.py`), and no narrower
+than the gap between the highest rate that held the SLO and the lowest that did not: where the share in SLO falls off a
+cliff, rounds that agree say only that the cliff is in there.
 """
 
 import math
@@ -12,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.runs.knee import Point, drawn_highest_rates, ends
+from benchmarks.runs.knee import Point, drawn_highest_rates, edge, ends
 
 _TOKENS, _S_PER_HOUR = 1e6, 3600.0
 
@@ -41,7 +43,11 @@ class Cost:
 
 def price(points: Sequence[Point], objective: float, usd_per_hour: float, tokens_per_request: float, seed: int) -> Cost:
     """Of a candidate, from all of its rounds."""
-    value, drawn = drawn_highest_rates(points, objective, np.random.default_rng(seed))
+    rng = np.random.default_rng(seed)
+    value, drawn = drawn_highest_rates(points, objective, rng)
+    held, missed = edge(points, objective)
+    if held is not None and missed is not None:
+        drawn = drawn * (missed / held) ** rng.uniform(-0.5, 0.5, len(drawn))
     with np.errstate(divide="ignore"):
         costs = usd_per_hour * _TOKENS / (drawn * tokens_per_request * _S_PER_HOUR)
     cost = usd_per_hour * _TOKENS / (value * tokens_per_request * _S_PER_HOUR) if value > 0.0 else math.inf

@@ -174,6 +174,12 @@ def test_cost_and_rate_are_each_others_inverse(rate_per_s: float, usd: float) ->
     assert found.ci95[0] <= found.value <= found.ci95[1]
 
 
+def test_the_interval_is_no_narrower_than_the_search_was_precise() -> None:
+    cliff = [Point(rate, share, np.full(NUM_RESAMPLES, share), rate) for rate, share in ((50.0, 1.0), (55.0, 0.2))]
+    found = price(cliff, OBJECTIVE, 0.1, TOKENS, 0)
+    assert found.rate_ci95[1] / found.rate_ci95[0] == pytest.approx(1.1, rel=0.01)
+
+
 def test_an_edge_that_was_not_reached_never_counts_for_the_winner() -> None:
     held, missed = [point(10.0, 1000.0, 0.0)], [point(10.0, 1.0, 0.0)]
     endless, never = (price(points, OBJECTIVE, 1.0, TOKENS, 0) for points in (held, missed))
