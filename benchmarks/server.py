@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -111,6 +112,10 @@ def running(
                 cwd=_ROOT,
                 stdout=log,
                 stderr=log,
+                # Its config is all that it hears: no variable of the caller's points it at another server's state.
+                env={name: value for name, value in os.environ.items() if not name.startswith("BALLAST_")},
+                # A terminal's Ctrl-C is the benchmark's to hear: it stops the server when it has kept what it has.
+                start_new_session=True,
             )
         try:
             server_ = RunningServer(port, admin_port, state_dir, process)
