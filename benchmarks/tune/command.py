@@ -109,6 +109,7 @@ class Command:
         self.path = config_path(options.config, read_environment(os.environ))
         self.text = self.path.read_text() if self.path.exists() else ""
         config = load_config(self.path)
+        self.config = config
         self.subject = subject_of(config.model_dump(mode="json"), options.model, options.pool)
         self.machine = observe_machine(Path.cwd())
         self.slo = self._slo()
@@ -133,7 +134,7 @@ class Command:
         if self.options.slo:
             slo = parse_slo(self.options.slo)
         else:
-            prices = prices_of(self.path, self.subject.model["name"])
+            prices = prices_of(self.config, self.subject.model["name"])
             assert prices is not None, "the model is of this config"
             slo = prices.slo
         if slo.bounds == (None, None, None):

@@ -156,6 +156,14 @@ def test_nothing_is_written_where_nothing_is_cheaper(
     assert not (tmp_path / "ballast.tuned.yaml").exists()
 
 
+def test_without_a_bound_it_is_the_configs_own(fleet: Fleet, tmp_path: Path) -> None:
+    candidate = ("--grid", "--try", "engine.max_num_seqs=32", "--out", "out")
+    assert main(["tune", "-c", "ballast.yaml", *OPTIONS[2:], *candidate]) == 1
+    own = load_config(tmp_path / "ballast.yaml").models[0].slo
+    held = json.loads((tmp_path / "out" / "tune.json").read_text())["question"]["slo"]
+    assert (held["ttft_s"], held["tpot_s"], held["objective"]) == (own.ttft_s, own.tpot_s, own.objective)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
