@@ -1,7 +1,8 @@
 """Do `ballast bench serve` and guidellm see the same? ``python -m benchmarks.agreement --guidellm FILE [--json FILE]``.
 
 The same server (the null server, whose times jitter as an engine's do, or ``--url``), workload and rate, measured by
-one and by the other in turn; printed are the percentiles of both, each the median over rounds, and their ratio.
+one and by the other in turn; printed are the percentiles of both, each the median over rounds, their ratio, and what
+the null server is known to do.
 guidellm has an environment of its own (``pip install guidellm==0.8.1``), and FILE is its program.
 
 guidellm's clock for TTFT and latency starts when a request is sent, and its ITL is a request's mean: ours are compared
@@ -13,6 +14,8 @@ import contextlib
 import io
 import json
 import os
+import shlex
+import signal
 import statistics
 import subprocess
 import sys
@@ -21,13 +24,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks import environment
 from benchmarks.compare_check import SAME, started
+from benchmarks.load.mistake import BenchError
+from benchmarks.load.null_server import Manners
 from benchmarks.runs import serve
 from benchmarks.runs.document import read
 
 POINTS = ("p50", "p90", "p95", "p99")
 PROMPT_TOKENS, OUTPUT_TOKENS = 64, 32
+_NUM_DRAWN = 100_000
 _MODEL = Path(__file__).resolve().parent.parent / "models" / "demo"
 THEIRS = {
     "ttft": ("time_to_first_token_ms", 1.0),
@@ -50,12 +58,32 @@ def by_guidellm(program: Path, url: str, model: str, rate_per_s: float, seconds:
             "--data", f"kind=synthetic_text,prompt_tokens={PROMPT_TOKENS},output_tokens={OUTPUT_TOKENS}",
             "--output", f"kind=json,path={path}",
         ]  # fmt: skip
-        subprocess.run(command, check=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True)
+        _run(command)
         metrics = json.loads(path.read_text())["benchmarks"][0]["metrics"]
     return {
         name: {point: factor * metrics[theirs]["successful"]["percentiles"][point] for point in POINTS}
         for name, (theirs, factor) in THEIRS.items()
     } | {"num_requests": metrics["request_latency"]["successful"]["count"]}
+
+
+def _run(command: Sequence[str]) -> None:
+    """In a process group of its own, none of which is left when this ends. Raises BenchError."""
+    process = subprocess.Popen(
+        command, env=_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, process_group=0
+    )
+    try:
+        said, _ = process.communicate()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    if process.returncode:
+        raise BenchError(f"guidellm has failed: {shlex.join(command)}\n{said[-2000:]}")
+
+
+def _environment() -> dict[str, str]:
+    """Without this checkout on its path: guidellm has packages of its own."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
 
 
 def by_us(url: str, model: str, rate_per_s: float, seconds: float, seed: int) -> dict[str, Any]:
@@ -73,8 +101,23 @@ def by_us(url: str, model: str, rate_per_s: float, seconds: float, seed: int) ->
     return {**found, "num_requests": figures["e2e_service_ms"]["n"]}
 
 
-def compare(rounds: Sequence[dict[str, dict[str, Any]]]) -> Iterator[dict[str, Any]]:
-    """Medians over rounds."""
+def known(manners: Manners) -> dict[str, dict[str, float]]:
+    """What the null server does, in milliseconds by metric and percentile, drawn as it draws it."""
+    rng = np.random.default_rng(0)
+    first_s = manners.first_s * rng.lognormal(0.0, manners.jitter, _NUM_DRAWN)
+    steps_s = manners.step_s * rng.lognormal(0.0, manners.jitter, (_NUM_DRAWN, OUTPUT_TOKENS - 1))
+    drawn_s = {"ttft": first_s, "tpot": steps_s.mean(axis=1), "e2e": first_s + steps_s.sum(axis=1)}
+    shares = [float(point.removeprefix("p")) / 100.0 for point in POINTS]
+    return {
+        name: dict(zip(POINTS, (1e3 * np.quantile(values, shares)).tolist(), strict=True))
+        for name, values in drawn_s.items()
+    }
+
+
+def compare(
+    rounds: Sequence[dict[str, dict[str, Any]]], truth: dict[str, dict[str, float]] | None
+) -> Iterator[dict[str, Any]]:
+    """Medians over rounds, beside the ``truth`` where it is known."""
     for name in OURS:
         for point in POINTS:
             ours, theirs = (
@@ -83,6 +126,7 @@ def compare(rounds: Sequence[dict[str, dict[str, Any]]]) -> Iterator[dict[str, A
             yield {
                 "metric": name, "percentile": point, "ballast_ms": round(ours, 3),
                 "guidellm_ms": round(theirs, 3), "ratio": round(ours / theirs, 3),
+                "server_ms": round(truth[name][point], 3) if truth else None,
             }  # fmt: skip
 
 
@@ -90,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.agreement", description=__doc__)
     parser.add_argument("--guidellm", type=Path, required=True, metavar="FILE", help="its program")
     parser.add_argument("--url", help="a server's base URL, without /v1 (default: the null server)")
-    parser.add_argument("--model", default="null")
+    parser.add_argument("--model", default="demo", help="default: demo, as the null server answers to any")
     parser.add_argument("--rate", type=float, default=20.0, metavar="R", help="requests/s")
     parser.add_argument("--duration", type=float, default=20.0, metavar="S", help="of each run")
     parser.add_argument("--rounds", type=int, default=3)
@@ -104,9 +148,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             theirs = by_guidellm(options.guidellm, url, options.model, options.rate, options.duration)
             ours = by_us(f"{url}/v1", options.model, options.rate, options.duration, number)
             rounds.append({"guidellm": theirs, "ballast": ours})
-    rows = list(compare(rounds))
+    rows = list(compare(rounds, None if options.url else known(SAME)))
     for row in rows:
+        server = "" if row["server_ms"] is None else f"server {row['server_ms']:9.2f} ms   "
         print(
+            f"{server}"
             f"{row['metric']:5} {row['percentile']}   ballast {row['ballast_ms']:9.2f} ms   "
             f"guidellm {row['guidellm_ms']:9.2f} ms   ratio {row['ratio']:.3f}"
         )

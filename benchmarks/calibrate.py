@@ -107,14 +107,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def single_pools(path: Path) -> list[tuple[str, str, dict[str, Any]]]:
     """For each pool of a config, its model's name, its own, and a config of it alone with one replica."""
-    found = []
-    for model in load_config(path).model_dump(mode="json")["models"]:
-        for pool in model["pools"]:
-            alone = {**pool, "replicas": {"min": 1, "max": 1}, "fallback": None}
-            # A target and a ceiling are for the autoscaler, which has nothing to decide here.
-            config = {"models": [{**model, "pools": [alone], "cost": {}}], "autoscaler": {"mode": "recommend"}}
-            found.append((model["name"], pool["name"], config))
-    return found
+    models = load_config(path).model_dump(mode="json")["models"]
+    return [(model["name"], pool["name"], alone(model, pool)) for model in models for pool in model["pools"]]
+
+
+def alone(model: dict[str, Any], pool: dict[str, Any], num_replicas: int = 1) -> dict[str, Any]:
+    """A config of one pool, with as many replicas from the start to the end."""
+    only = {**pool, "replicas": {"min": num_replicas, "max": num_replicas}, "fallback": None}
+    # A target and a ceiling are for the autoscaler, which has nothing to decide here.
+    return {"models": [{**model, "pools": [only], "cost": {}}], "autoscaler": {"mode": "recommend"}}
 
 
 async def calibrate(server: RunningServer, model: str, pool: str) -> Calibration:

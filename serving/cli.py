@@ -7,7 +7,7 @@ import json
 import re
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from serving.errors import ConfigError, OperatorError
 
@@ -31,6 +31,7 @@ _BENCHMARKS = {
     "serve": "send load to any OpenAI-compatible server, and say how it served",
     "sweep": "find the knee, and the highest rate that holds the SLO",
     "soak": "the same load for hours: do memory, descriptors or threads grow?",
+    "chaos": "break a running Ballast at planned times while load is sent: what does it cost, and how long?",
     "compare": "two runs: is the second one worse? Exit code 1 if so",
     "report": "a run as one HTML page, with its charts as PNG beside it",
     "kernels": "the sampler on this CPU, against vLLM's and plain torch",
@@ -82,7 +83,21 @@ def parser() -> argparse.ArgumentParser:
         )
     )
     commands.add_parser("schema", help="print the config's JSON Schema")
-    keys = commands.add_parser("keys", help="create, list and revoke API keys")
+    _add_keys(commands.add_parser("keys", help="create, list and revoke API keys"), config, as_json)
+    commands.add_parser("models", parents=[config, as_json], help="the models of a config, their pools and prices")
+    autoscale = commands.add_parser("autoscale", help="why the fleet is the size it is")
+    looks = autoscale.add_subparsers(dest="action", metavar="ACTION", required=True)
+    explain = looks.add_parser("explain", parents=[config, as_json], help="the last decision, in words")
+    explain.add_argument("--at", metavar="TIME", help="the one in force then: 14:30, 2031-01-31T14:30:00, Unix seconds")
+    repeat = looks.add_parser("replay", parents=[as_json], help="decide again what a file says was decided")
+    repeat.add_argument("file", metavar="FILE", help="a decisions.jsonl")
+    _add_benchmarks(commands.add_parser("bench", help="load tests of any OpenAI-compatible server; simulations"))
+    _add_handed_on(commands, "tune", "find the settings of a pool that make tokens cheapest at the SLO")
+    commands.add_parser("version", parents=[as_json], help="versions of Ballast and of what it runs on")
+    return top
+
+
+def _add_keys(keys: argparse.ArgumentParser, config: _Parser, as_json: _Parser) -> None:
     actions = keys.add_subparsers(dest="action", metavar="ACTION", required=True)
     create = actions.add_parser("create", parents=[config, as_json], help="create a key; it is shown once")
     create.add_argument("name")
@@ -94,16 +109,6 @@ def parser() -> argparse.ArgumentParser:
     actions.add_parser("list", parents=[config, as_json], help="every key ever created")
     revoke = actions.add_parser("revoke", parents=[config, as_json], help="make a key invalid, for good")
     revoke.add_argument("key", metavar="ID_OR_NAME")
-    commands.add_parser("models", parents=[config, as_json], help="the models of a config, their pools and prices")
-    autoscale = commands.add_parser("autoscale", help="why the fleet is the size it is")
-    looks = autoscale.add_subparsers(dest="action", metavar="ACTION", required=True)
-    explain = looks.add_parser("explain", parents=[config, as_json], help="the last decision, in words")
-    explain.add_argument("--at", metavar="TIME", help="the one in force then: 14:30, 2031-01-31T14:30:00, Unix seconds")
-    repeat = looks.add_parser("replay", parents=[as_json], help="decide again what a file says was decided")
-    repeat.add_argument("file", metavar="FILE", help="a decisions.jsonl")
-    _add_benchmarks(commands.add_parser("bench", help="load tests of any OpenAI-compatible server; simulations"))
-    commands.add_parser("version", parents=[as_json], help="versions of Ballast and of what it runs on")
-    return top
 
 
 def _add_apply(apply: argparse.ArgumentParser) -> None:
@@ -116,9 +121,13 @@ def _add_apply(apply: argparse.ArgumentParser) -> None:
 def _add_benchmarks(bench: argparse.ArgumentParser) -> None:
     subjects = bench.add_subparsers(dest="subject", metavar="SUBJECT", required=True)
     for subject, what in _BENCHMARKS.items():
-        # No prefix: whatever looks like an option is the benchmark's own.
-        benchmark = subjects.add_parser(subject, add_help=False, prefix_chars="\0", help=what)
-        benchmark.add_argument("rest", nargs=argparse.REMAINDER)
+        _add_handed_on(subjects, subject, what)
+
+
+def _add_handed_on(commands: "argparse._SubParsersAction[Any]", name: str, what: str) -> None:
+    """A command whose options are its own. Without a prefix, nothing looks like an option here."""
+    command = commands.add_parser(name, add_help=False, prefix_chars="\0", help=what)
+    command.add_argument("rest", nargs=argparse.REMAINDER)
 
 
 def _port(text: str) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from benchmarks import processes
+from benchmarks.faults.acts import kill
 from benchmarks.faults.engines import REPLACED_WITHIN_S
 from benchmarks.faults.fault import Fault, Outcome, outcome_of
 from benchmarks.faults.sites import (
@@ -22,7 +23,7 @@ from benchmarks.faults.sites import (
     SLOW_START_S,
     STEP_S,
 )
-from benchmarks.faults.stage import SLO_TTFT_S, Stage, kill
+from benchmarks.faults.stage import SLO_TTFT_S, Stage
 from benchmarks.load.traffic import Driver, Due, Mark, Run, Sent, percentile, poisson
 
 NUM_REPLICAS = 2
@@ -121,7 +122,7 @@ def _latency_s(sent: Iterable[Sent], share: float) -> float:
 
 def _rss_bytes(stage: Stage) -> int:
     """Of gateways and HAProxy."""
-    return sum(processes.rss_bytes(pid) for pid in [*stage.gateways(), *stage.edges()])
+    return sum(processes.rss_bytes(pid) for pid in [*stage.server.gateways(), *stage.server.edges()])
 
 
 async def retry_storm(stage: Stage) -> Outcome:
@@ -140,7 +141,7 @@ async def retry_storm(stage: Stage) -> Outcome:
     run = Run([sent for driver in drivers for sent in driver.run.sent], drivers[0].run.marks)
     refused = _refusals(run.sent)
     num_moved = stage.metric("ballast_failovers_total") - moved
-    budget = len(stage.gateways()) * max(RETRY_FLOOR, 0.2 * len(run.sent) / len(drivers))
+    budget = len(stage.server.gateways()) * max(RETRY_FLOOR, 0.2 * len(run.sent) / len(drivers))
     checks = {
         "retries to replicas stay within their budget": num_moved <= budget,
         "every failure is a refusal": all(_is_refusal(sent) for sent in run.failed),

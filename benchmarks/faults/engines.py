@@ -7,10 +7,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 
+from benchmarks.faults.acts import engine_core, kill
 from benchmarks.faults.fault import Fault, Outcome, outcome_of
 from benchmarks.faults.sites import PAIR, REAL, SCRIPTED, SILENCE_S, WATCHDOG_S
-from benchmarks.faults.stage import Replica, Stage, engine_core, is_scripted, kill, names, only_cut, texts
-from benchmarks.load.traffic import Due
+from benchmarks.faults.stage import Stage, is_scripted, names, only_cut, texts
+from benchmarks.load.traffic import Due, Sent
+from benchmarks.server import Replica
 
 REPLACED_WITHIN_S = 90.0
 NUM_PROMPTS = 8
@@ -59,7 +61,7 @@ async def replica_killed(stage: Stage) -> Outcome:
 
 
 async def actor_killed(stage: Stage) -> Outcome:
-    return await _lose(stage, "SIGKILL actor", lambda victim: kill(stage.actors(victim["pool"])[0]), NOTICE_S)
+    return await _lose(stage, "SIGKILL actor", lambda victim: kill(stage.server.actors(victim["pool"])[0]), NOTICE_S)
 
 
 async def replica_terminated(stage: Stage) -> Outcome:
@@ -89,7 +91,7 @@ async def engine_out_of_memory(stage: Stage) -> Outcome:
 async def starts_out_of_memory(stage: Stage) -> Outcome:
     """One replica dies and its successors fail to start, one after the other, until there is memory again."""
     victim = stage.replicas()[0]
-    zygote = stage.named("ballast-zygote")[:1]
+    zygote = stage.server.named("ballast-zygote")[:1]
     attempts: list[int] = []
 
     async def crash_loop() -> None:
@@ -119,19 +121,19 @@ def _forbid_growth(*pids: int) -> None:
 
 def _num_starts(stage: Stage) -> int:
     """Replicas that have begun to start, ever: each has a file of its progress."""
-    return sum(1 for _ in (stage.runtime_dir / "progress").glob("*/*"))
+    return sum(1 for _ in (stage.server.runtime_dir / "progress").glob("*/*"))
 
 
 async def poisoned(stage: Stage) -> Outcome:
     """A request that kills whatever engine it meets, sent again by its client as soon as it fails."""
     poison = Due(0.0, "!die", 50)
     starts, died = _num_starts(stage), stage.metric("ballast_requests_quarantined_total")
-    driver, codes = stage.driver(), []
+    driver = stage.driver()
+    refused: list[Sent] = []
 
     async def insist() -> None:
         for _ in range(4):
-            sent = await driver.send(poison)
-            codes.append(str(sent.error))
+            refused.append(await driver.send(poison))
             await asyncio.sleep(0.5)
 
     steady = stage.steady(stage.pace.before_s + stage.pace.after_s)
@@ -142,8 +144,8 @@ async def poisoned(stage: Stage) -> Outcome:
     num_dead = _num_starts(stage) - starts
     checks = {
         "at most two engines die": num_dead <= 2,
-        "it is refused with request_quarantined": all("request_quarantined" in code for code in codes),
-        "from then on with 422": all(code.startswith("422") for code in codes[1:]),
+        "it is refused with request_quarantined": all("request_quarantined" in str(sent.error) for sent in refused),
+        "from then on with 422": all(sent.status == 422 for sent in refused[1:]),
         "there is an audit line": any(line.get("event") == "quarantined" for line in stage.log_lines()),
         "nobody else fails but who was under way with it": only_cut(run),
     }

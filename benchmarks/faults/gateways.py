@@ -4,9 +4,10 @@ import asyncio
 import signal
 import time
 
+from benchmarks.faults.acts import kill
 from benchmarks.faults.fault import Fault, Outcome, outcome_of
 from benchmarks.faults.sites import GRACE_S, SCRIPTED, STEP_S
-from benchmarks.faults.stage import CUT_S, Stage, kill, only_cut, under_way
+from benchmarks.faults.stage import CUT_S, Stage, only_cut, under_way
 from benchmarks.load.traffic import Due, Run
 from serving.lifecycle.processes import start_ticks
 
@@ -21,12 +22,12 @@ STOP_MARGIN_S = 20.0
 
 async def _lose_gateway(stage: Stage, number: signal.Signals) -> tuple[Run, float]:
     """The run, and the seconds until there are two gateways again."""
-    victim = stage.gateways()[-1]
+    victim = stage.server.gateways()[-1]
     back_s: list[float] = []
 
     async def lose() -> None:
         kill(victim, number)
-        back_s.append(await stage.until(lambda: len(set(stage.gateways()) - {victim}) == 2, BACK_WITHIN_S))
+        back_s.append(await stage.until(lambda: len(set(stage.server.gateways()) - {victim}) == 2, BACK_WITHIN_S))
 
     run = await stage.disturbed(f"{number.name} gateway", lose)
     return run, back_s[0]
@@ -57,20 +58,20 @@ async def gateway_terminated(stage: Stage) -> Outcome:
 
 async def reloads(stage: Stage) -> Outcome:
     """Streams through one gateway while the other one is replaced again and again, which makes HAProxy reload."""
-    surviving, victim = stage.gateways()
+    surviving, victim = stage.server.gateways()
     kill(victim)
-    await stage.until(lambda: len(stage.gateways()) == 1, 5.0)
+    await stage.until(lambda: len(stage.server.gateways()) == 1, 5.0)
     await asyncio.sleep(CUT_S)
     num_tokens = int(stage.pace.long_stream_s / STEP_S)
-    workers = set(stage.edges())
+    workers = set(stage.server.edges())
 
     async def replace_others() -> None:
         end_s = time.monotonic() + stage.pace.long_stream_s - stage.pace.before_s
         while time.monotonic() < end_s:
             await stage.settled(2, timeout_s=BACK_WITHIN_S)
-            workers.update(stage.edges())
+            workers.update(stage.server.edges())
             await asyncio.sleep(stage.pace.before_s)
-            kill(set(stage.gateways()) - {surviving})
+            kill(set(stage.server.gateways()) - {surviving})
 
     schedule = [Due(0.0, f"long {index}", num_tokens) for index in range(NUM_LONG)]
     run = await stage.disturbed("HAProxy reloads", replace_others, schedule)
@@ -78,7 +79,7 @@ async def reloads(stage: Stage) -> Outcome:
     checks = {
         "no stream breaks": not run.failed,
         "HAProxy did reload": len(workers) > 1,
-        "their gateway is the same": surviving in stage.gateways(),
+        "their gateway is the same": surviving in stage.server.gateways(),
     }
     return outcome_of(stage, run, checks, {"HAProxy processes seen": len(workers)})
 
@@ -87,14 +88,14 @@ async def edge_killed(stage: Stage) -> Outcome:
     back_s: list[float] = []
 
     async def lose() -> None:
-        kill(stage.edges())
+        kill(stage.server.edges())
         back_s.append(await stage.until(stage.is_ready, BACK_WITHIN_S))
 
     run = await stage.disturbed("SIGKILL HAProxy", lose)
     cut, recovery_s = under_way(run), stage.effect(run).recovery_s
     checks = {
         "connections break or are refused, or it says 503": all(
-            "connection" in str(sent.error) or sent.status == 503 or sent in cut for sent in run.failed
+            "connect" in str(sent.error) or sent.status == 503 or sent in cut for sent in run.failed
         ),
         f"all is well again after {EDGE_BACK_S:g} s": max(recovery_s, back_s[0]) < EDGE_BACK_S,
     }
@@ -106,12 +107,12 @@ async def controller_killed(stage: Stage) -> Outcome:
     dies, Ray ends with all its processes, `ballast up` says so and exits with 3, and the server is started anew.
     """
     replicas = {replica["replica"] for replica in stage.replicas()}
-    gateways = stage.gateways()
+    gateways = stage.server.gateways()
     targets = stage.targets()
     back_s: list[float] = []
 
     async def lose() -> None:
-        kill(stage.named("ServeController"))
+        kill(stage.server.named("ServeController"))
         killed_s = time.time()
         back_s.append(await stage.until(lambda: stage.board_at_s() > killed_s + CUT_S, BACK_WITHIN_S))
 
@@ -121,7 +122,7 @@ async def controller_killed(stage: Stage) -> Outcome:
         "the autoscaler is back": back_s[0] < BACK_WITHIN_S,
         "it takes no wrong step": stage.targets() == targets,
         "nothing is deployed again": {replica["replica"] for replica in stage.replicas()} == replicas
-        and stage.gateways() == gateways,
+        and stage.server.gateways() == gateways,
     }
     return outcome_of(stage, run, checks, {"autoscaler back after (s)": back_s[0]})
 
@@ -131,9 +132,9 @@ async def server_stopped(stage: Stage) -> Outcome:
     short, long_ = int(GRACE_S / 2 / STEP_S), int(4 * GRACE_S / STEP_S)
     schedule = [Due(0.0, f"short {index}", short) for index in range(NUM_BUSY)]
     schedule += [Due(0.0, f"long {index}", long_) for index in range(NUM_BUSY)]
-    left = stage.processes
+    left = stage.server.processes
     noticed: list[float] = []
-    runtime_dir = stage.runtime_dir
+    runtime_dir = stage.server.runtime_dir
 
     async def stop() -> None:
         kill(stage.server.pid, signal.SIGTERM)

@@ -4,14 +4,19 @@ import asyncio
 from collections.abc import Iterator
 from itertools import count
 
+from benchmarks import processes
+from benchmarks.faults.acts import kill
 from benchmarks.faults.by_hand import set_targets
 from benchmarks.faults.engines import REPLACED_WITHIN_S
 from benchmarks.faults.fault import Fault, Outcome, outcome_of
 from benchmarks.faults.sites import BY_HAND, GRACE_S, STEP_S, SWING, WIDE
-from benchmarks.faults.stage import Stage, is_scripted, kill, names, only_cut
+from benchmarks.faults.stage import Stage, is_scripted, names, only_cut
 from benchmarks.load.traffic import Driver, Due, Run
 
 SCALED_WITHIN_S = 40.0
+MAX_PLACEMENTS = 12
+GATEWAY_BACK_S = 8.0
+"""From a gateway's end to requests that come by way of its successor; ample."""
 RATE_SHARE = 0.35
 """Of the steady traffic's rate: answers are four times as long here, and one replica has to carry them."""
 LENGTHS_S = (1.0, 1.0, 1.0, 0.75 * GRACE_S, 1.5 * GRACE_S)
@@ -72,11 +77,12 @@ def _endless(rate_per_s: float) -> Iterator[Due]:
 
 async def node_lost(stage: Stage) -> Outcome:
     """The second node's raylet is killed, and with it whatever ran there; after a while the node is back."""
+    await _part_gateways(stage)
     before = names(stage.replicas(WIDE))
     back_s: list[float] = []
 
     async def lose() -> None:
-        kill(stage.named("/raylet/raylet ")[-1])
+        kill(_second_raylet(stage))
         await stage.until(lambda: before - names(stage.replicas(WIDE)), REPLACED_WITHIN_S)
         back_s.append(await stage.settled(2, WIDE, REPLACED_WITHIN_S))
 
@@ -88,6 +94,26 @@ async def node_lost(stage: Stage) -> Outcome:
         "and is whole when there is room": back_s[0] < REPLACED_WITHIN_S,
     }
     return outcome_of(stage, run, checks, {"whole after (s)": back_s[0]})
+
+
+async def _part_gateways(stage: Stage) -> None:
+    """Have a gateway on each node: Ray Serve places them at random, and who has both on one node loses both with it.
+
+    Raises RuntimeError when chance is against it.
+    """
+    for _ in range(MAX_PLACEMENTS):
+        gateways = stage.server.gateways()
+        away = set(gateways) & set(processes.children([_second_raylet(stage)]))
+        if 0 < len(away) < len(gateways):
+            return
+        kill(gateways[-1])
+        await asyncio.sleep(GATEWAY_BACK_S)
+        await stage.settled(2, WIDE, REPLACED_WITHIN_S)
+    raise RuntimeError(f"all gateways were placed on one node {MAX_PLACEMENTS} times")
+
+
+def _second_raylet(stage: Stage) -> int:
+    return stage.server.named("/raylet/raylet ")[-1]
 
 
 FAULTS = (

@@ -1,30 +1,23 @@
-"""A running server as a fault meets it: traffic to it, its processes by their part, and its own account of itself."""
+"""A running server as a fault meets it: traffic to it, and its own account of itself."""
 
 import asyncio
 import contextlib
 import json
 import os
-import signal
 import time
 from collections.abc import Awaitable, Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks import processes
 from benchmarks.load.traffic import Driver, Due, Effect, Run, Sent
-from benchmarks.server import RunningServer
-from serving.lifecycle.processes import processes_of
-from serving.lifecycle.record import ServerRecord
+from benchmarks.server import Replica, RunningServer
 from serving.tenancy.keys import NewKey
 from serving.tenancy.store import KeyStore
 
-Replica = dict[str, Any]
-"""An entry of /admin/status."""
 SLO_TTFT_S = 2.0
 POLL_S = 0.1
 #: Between a process's end and the moment when the kernel refuses, and HAProxy passes over, what was sent to it.
@@ -106,40 +99,11 @@ class Stage:
                     self._keys[tenant] = minted.plaintext
             time.sleep(KEYS_KNOWN_S)
 
-    # ------------------------------------------------------------------------------------------------------ processes
-
-    @property
-    def runtime_dir(self) -> Path:
-        record = ServerRecord.read(self.server.state_dir)
-        assert record is not None, "the server runs"
-        return Path(record.runtime_dir)
-
-    @property
-    def processes(self) -> set[int]:
-        """All of the server's, `ballast up` left out."""
-        return processes_of(self.runtime_dir)
-
-    def named(self, title: str) -> list[int]:
-        """The server's processes with ``title`` in their command line, the oldest first."""
-        return sorted(set(processes.named(title)) & self.processes, key=processes.started_ticks)
-
-    def gateways(self) -> list[int]:
-        return self.named("ServeReplica:ballast:gateway")
-
-    def actors(self, pool: str) -> list[int]:
-        """Ray's processes for the replicas of ``pool``."""
-        return sorted(set(self.named("ServeReplica:ballast:")) & set(self.named(f".{pool}")))
-
-    def edges(self) -> list[int]:
-        """HAProxy: the worker that takes connections and those that only finish theirs."""
-        return self.named("haproxy.cfg")
+    # ------------------------------------------------------------------------------------------- what it says of itself
 
     def replicas(self, model: str | None = None) -> list[Replica]:
-        """The replicas that take requests, as a gateway knows them."""
-        wanted = model or self.model
-        return [one for one in self.server.status()["replicas"] if one["ready"] and one["model"] == wanted]
-
-    # ------------------------------------------------------------------------------------------- what it says of itself
+        """The replicas that take requests, of the stage's own model or of another."""
+        return self.server.replicas(model or self.model)
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum of the samples called ``name`` that carry these labels among others."""
@@ -198,29 +162,15 @@ class Stage:
         """Seconds until so many replicas take requests, none of ``without`` among them, and two gateways live."""
 
         def is_settled() -> bool:
-            names = [replica["replica"] for replica in self.replicas(model)]
-            return (
-                len(names) == num_replicas and not any(map(without.__contains__, names)) and len(self.gateways()) == 2
-            )
+            ready = {replica["replica"] for replica in self.replicas(model)}
+            is_whole = len(ready) == num_replicas and not any(name in without for name in ready)
+            return is_whole and len(self.server.gateways()) == 2
 
         return await self.until(is_settled, timeout_s)
 
 
-def engine_core(replica: Replica) -> int:
-    """vLLM's process of a replica."""
-    [pid] = set(processes.named("EngineCore")) & set(processes.children([replica["pid"]]))
-    return pid
-
-
 def names(replicas: Iterable[Replica]) -> set[str]:
     return {replica["replica"] for replica in replicas}
-
-
-def kill(pids: int | Iterable[int], number: signal.Signals = signal.SIGKILL) -> None:
-    """Those that have ended already are left alone."""
-    for pid in [pids] if isinstance(pids, int) else pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
 
 
 def under_way(run: Run) -> list[Sent]:

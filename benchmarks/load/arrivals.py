@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, get_args
 
 import numpy as np
@@ -34,6 +35,10 @@ class Phase:
     @property
     def num_expected(self) -> float:
         return self.span_s * (self.begin_per_s + self.end_per_s) / 2.0
+
+    def rate_at(self, after_s: float) -> float:
+        """Per second, ``after_s`` its beginning."""
+        return self.begin_per_s + (self.end_per_s - self.begin_per_s) * after_s / self.span_s
 
 
 def steady(rate_per_s: float, span_s: float) -> tuple[Phase, ...]:
@@ -70,6 +75,33 @@ def parse_phases(text: str) -> tuple[Phase, ...]:
     if sum(phase.num_expected for phase in phases) <= 0.0:
         raise BenchError(f"'{text}' sends nothing: at least one phase needs a rate above 0")
     return tuple(phases)
+
+
+@dataclass(frozen=True, slots=True)
+class Surge:
+    """``factor`` times the rate, from ``at_s`` after the start for ``span_s``."""
+
+    at_s: float
+    span_s: float
+    factor: float
+
+
+def surged(phases: Sequence[Phase], surges: Sequence[Surge]) -> tuple[Phase, ...]:
+    """The phases with their rate multiplied during each surge; where surges overlap, by all their factors."""
+    if not surges:
+        return tuple(phases)
+    edges = sorted({edge for surge in surges for edge in (surge.at_s, surge.at_s + surge.span_s)})
+    found: list[Phase] = []
+    begin_s = 0.0
+    for phase in phases:
+        end_s = begin_s + phase.span_s
+        cuts = [begin_s, *(edge for edge in edges if begin_s < edge < end_s), end_s]
+        for left_s, right_s in pairwise(cuts):
+            factor = math.prod(each.factor for each in surges if each.at_s <= left_s < each.at_s + each.span_s)
+            rates = (phase.rate_at(moment_s - begin_s) * factor for moment_s in (left_s, right_s))
+            found.append(Phase(right_s - left_s, *rates))
+        begin_s = end_s
+    return tuple(found)
 
 
 def arrival_times_s(

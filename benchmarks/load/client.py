@@ -42,6 +42,9 @@ class Connection(asyncio.Protocol):
         """
         assert self._transport is not None
         assert self._ended is None, "one request at a time"
+        if not self.is_open:  # lost between being opened and being used
+            answer.error = "connection lost: closed by the server"
+            return
         self._answer, self._cancel_after, self._is_slow = answer, cancel_after, is_slow
         self._parser = httptools.HttpResponseParser(self)
         self._ended = asyncio.get_running_loop().create_future()
@@ -118,11 +121,13 @@ class Connection(asyncio.Protocol):
 
 
 class Client:
-    """Connections to one server: an idle one is taken again, else a new one is opened."""
+    """Connections to one server: an idle one is taken again, else a new one is opened. Without ``keeps_alive`` each
+    request has one of its own."""
 
-    def __init__(self, target: Target, endpoint: Endpoint) -> None:
+    def __init__(self, target: Target, endpoint: Endpoint, *, keeps_alive: bool = True) -> None:
         self._target = target
-        self._head = target.head(endpoint)
+        self._keeps_alive = keeps_alive
+        self._head = target.head(endpoint, keeps_alive=keeps_alive)
         self._tls: ssl.SSLContext | None = target.tls()
         self._idle: list[Connection] = []
 
@@ -135,7 +140,9 @@ class Client:
             return
         request = b"%b%d\r\n\r\n%b" % (self._head, len(body), body)
         await connection.exchange(request, answer, cancel_after, is_slow)
-        if connection.is_open:
+        if not self._keeps_alive:
+            connection.close()
+        elif connection.is_open:
             self._idle.append(connection)
 
     async def _connection(self) -> Connection:

@@ -171,7 +171,8 @@ class _Answering(asyncio.Protocol):
             self._refuse(number)
         else:
             fields = orjson.loads(body)
-            num_chunks, prompt_tokens = int(fields.get("max_tokens") or 16), body.count(b" ") + 1
+            most = fields.get("max_completion_tokens") or fields.get("max_tokens") or 16
+            num_chunks, prompt_tokens = int(most), body.count(b" ") + 1
             if manners.engine_step_s:
                 self._left, self._ending = num_chunks, _ending(prompt_tokens, num_chunks)
                 self._transport.write(_HEAD % number)

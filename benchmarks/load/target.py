@@ -24,7 +24,7 @@ class Target:
     def url(self) -> str:
         return f"{'https' if self.is_tls else 'http'}://{self.host}:{self.port}{self.path}"
 
-    def head(self, endpoint: Endpoint) -> bytes:
+    def head(self, endpoint: Endpoint, *, keeps_alive: bool = True) -> bytes:
         """A POST's head up to the value of content-length, which is the last header."""
         lines = [
             f"POST {self.path}{_PATHS[endpoint]} HTTP/1.1",
@@ -32,6 +32,8 @@ class Target:
             "accept: text/event-stream",
             "content-type: application/json",
         ]
+        if not keeps_alive:
+            lines.append("connection: close")
         if self.key:
             lines.append(f"authorization: Bearer {self.key}")
         return "\r\n".join([*lines, "content-length: "]).encode()

@@ -2,20 +2,25 @@
 that happen meanwhile (a kill, a drain, a reload) are marked, so that what came before and after each can be compared.
 
 Latency counts from when a request was due, not from when it got away: a server that stalls its clients cannot hide it.
+
+For scenarios, which watch and break a server in the same event loop, with prompts, tenants and checks of their own. Its
+requests go through the client of `ballast bench` (`benchmarks/load/client.py`); what that adds (worker processes,
+histograms, one line per request) a few requests a second do not need.
 """
 
 import asyncio
 import math
-import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
+import numpy as np
 import orjson
 
-_EVENT, _DONE, _ERROR = b"data: {", b"data: [DONE]", b'data: {"error"'
-_MAX_LINE_BYTES = 2**20
+from benchmarks.load.answer import Answer
+from benchmarks.load.arrivals import Phase, arrival_times_s
+from benchmarks.load.client import Client
+from benchmarks.load.target import Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +36,8 @@ class Due:
 
 @dataclass(slots=True)
 class Sent:
-    """What became of one request. Times are seconds after the start; ``error`` is None for a whole answer."""
+    """What became of one request. Times are seconds after the start, ``first_s`` is that of the first token; ``error``
+    is None for a whole answer."""
 
     due: Due
     end_s: float = math.nan
@@ -41,7 +47,6 @@ class Sent:
     fallback: str = ""
     request_id: str = ""
     retry_after_s: float | None = None
-    num_events: int = 0
     text: str = ""
     error: str | None = "not finished"
 
@@ -73,7 +78,11 @@ class Run:
 
     @property
     def now_s(self) -> float:
-        return time.monotonic() - self._started_s
+        return self.since(time.monotonic())
+
+    def since(self, at_s: float) -> float:
+        """`time.monotonic` as seconds after the start."""
+        return at_s - self._started_s
 
     def mark(self, name: str) -> None:
         self.marks.append(Mark(self.now_s, name))
@@ -129,25 +138,22 @@ def poisson(
     phases: Iterable[tuple[float, float]], output_tokens: int, seed: int, prompt: Callable[[int], str] | None = None
 ) -> list[Due]:
     """Arrivals of a Poisson process whose rate is that of each (seconds, requests per second) in turn."""
-    rng = random.Random(seed)
-    found: list[Due] = []
-    begin_s = 0.0
-    for duration_s, rate_per_s in phases:
-        at_s = begin_s
-        begin_s += duration_s
-        while rate_per_s > 0.0 and (at_s := at_s + rng.expovariate(rate_per_s)) < begin_s:
-            text = prompt(len(found)) if prompt else f"{len(found)} {rng.random():.6f}: tell me a story"
-            found.append(Due(at_s, text, output_tokens))
-    return found
+    straight = [Phase(span_s, rate_per_s, rate_per_s) for span_s, rate_per_s in phases]
+    times_s = arrival_times_s(straight, "poisson", np.random.default_rng(seed))
+    say = prompt or (lambda index: f"{index} of {seed}: tell me a story")
+    return [Due(at_s, say(index), output_tokens) for index, at_s in enumerate(times_s.tolist())]
 
 
 class Driver:
-    """Sends requests to one server on loopback."""
+    """Sends requests to one server on loopback, each on a connection of its own: a fault then breaks no connection
+    but those of the requests under way."""
 
     def __init__(self, port: int, model: str, key: str | None = None, *, keeps_text: bool = False) -> None:
-        self._port = port
+        target = Target("127.0.0.1", port, "/v1", key=key)
+        self._chat, self._completions = (
+            Client(target, endpoint, keeps_alive=False) for endpoint in ("chat", "completions")
+        )
         self._model = model
-        self._key = key
         self._keeps_text = keeps_text
         self.run = Run()
 
@@ -166,46 +172,24 @@ class Driver:
         """One request, now."""
         sent = Sent(due)
         self.run.sent.append(sent)
-        try:
-            reader, writer = await asyncio.open_connection("127.0.0.1", self._port, limit=_MAX_LINE_BYTES)
-            try:
-                writer.write(self._request(due))
-                await self._read(reader, sent)
-            finally:
-                writer.close()
-        except (OSError, asyncio.IncompleteReadError, ValueError) as error:
-            sent.error = f"connection: {error!r}"
+        answer = Answer(keeps_text=self._keeps_text)
+        client = self._chat if isinstance(due.prompt, str) else self._completions
+        await client.ask(self._body(due), answer)
         sent.end_s = self.run.now_s
+        self._fill(sent, answer)
         return sent
 
-    async def _read(self, reader: asyncio.StreamReader, sent: Sent) -> None:
-        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-        sent.status = int(head[0].split()[1])
-        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:])}
+    def _fill(self, sent: Sent, answer: Answer) -> None:
+        headers = answer.headers
+        sent.status, sent.error, sent.text = answer.status, answer.problem(), "".join(answer.text)
         sent.pool, sent.fallback = headers.get("x-ballast-pool", ""), headers.get("x-ballast-fallback", "")
         sent.request_id = headers.get("x-request-id", "")
+        if answer.output_s:
+            sent.first_s = self.run.since(answer.output_s[0])
         if "retry-after" in headers:
             sent.retry_after_s = float(headers.get("retry-after-ms", 1000.0 * float(headers["retry-after"]))) / 1000.0
-        is_done, error = False, None
-        while line := await reader.readline():
-            if line.startswith(_EVENT):
-                if sent.num_events == 0:
-                    sent.first_s = self.run.now_s
-                sent.num_events += 1
-                if line.startswith(_ERROR):
-                    error = line.decode().strip()
-                elif self._keeps_text:
-                    sent.text += _text(orjson.loads(line[6:])["choices"][0])
-            elif line.startswith(_DONE):
-                is_done = True
-            elif sent.status != 200 and line.startswith(b"{"):
-                error = line.decode().strip()
-        if sent.status != 200:
-            sent.error = f"{sent.status}: {error}"
-        else:
-            sent.error = error or (None if is_done else "the stream ended without [DONE]")
 
-    def _request(self, due: Due) -> bytes:
+    def _body(self, due: Due) -> bytes:
         is_chat = isinstance(due.prompt, str)
         fields = {
             "model": self._model,
@@ -215,14 +199,4 @@ class Driver:
             "min_tokens": due.output_tokens,
             "temperature": 0,
         }
-        body = orjson.dumps(fields | ({"service_tier": "flex"} if due.is_batch else {}))
-        path = "/v1/chat/completions" if is_chat else "/v1/completions"
-        head = [f"POST {path} HTTP/1.1", "host: 127.0.0.1", "content-type: application/json"]
-        head += [f"authorization: Bearer {self._key}"] if self._key else []
-        head += ["connection: close", f"content-length: {len(body)}"]
-        return "\r\n".join(head).encode() + b"\r\n\r\n" + body
-
-
-def _text(choice: dict[str, Any]) -> str:
-    """Of one chunk, of a chat or a completion."""
-    return str(choice["delta"].get("content") or "") if "delta" in choice else str(choice["text"])
+        return orjson.dumps(fields | ({"service_tier": "flex"} if due.is_batch else {}))

@@ -118,8 +118,10 @@ def time_chart(found: Series, marks: Sequence[Mapping[str, Any]], slo: Slo) -> F
     upper.plot(found.at_s, found.ttft_p99_ms, color=ORANGE, linewidth=1.2, label="TTFT p99")
     upper.plot(found.at_s, found.ttft_p50_ms, color=BLUE, linewidth=1.5, label="TTFT p50")
     if slo.ttft_s is not None:
-        upper.axhline(slo.ttft_s * _MS_PER_S, color=GREY, linewidth=1, linestyle="--", label="TTFT bound")
-    upper.set(ylabel="ms", ylim=(0, None))
+        upper.axhline(
+            slo.ttft_s * _MS_PER_S, color=GREY, linewidth=1, linestyle="--", label=f"TTFT bound {slo.ttft_s:g} s"
+        )
+    upper.set(ylabel="ms", ylim=(0, _top_ms(found, slo)))
     lower.plot(found.at_s, found.offered_per_s, color=GREY, linewidth=1, linestyle=":", label="offered")
     lower.plot(found.at_s, found.answered_per_s, color=BLUE, linewidth=1.2, label="answered")
     lower.plot(found.at_s, found.in_slo_per_s, color=GREEN, linewidth=1.2, label="in SLO")
@@ -127,13 +129,25 @@ def time_chart(found: Series, marks: Sequence[Mapping[str, Any]], slo: Slo) -> F
         lower.plot(found.at_s, found.failed_per_s, color=RED, linewidth=1.2, label="failed")
     lower.set(ylabel="requests/s", xlabel="seconds after the start", ylim=(0, None))
     for mark in marks:
+        if mark["at_s"] is None:
+            continue
         for axes in (upper, lower):
+            if mark.get("recovery_s"):
+                axes.axvspan(mark["at_s"], mark["at_s"] + mark["recovery_s"], color=RED, alpha=0.08, linewidth=0)
             axes.axvline(mark["at_s"], color=RED, linewidth=1, linestyle="--")
         upper.annotate(mark["name"], (mark["at_s"], 1.0), xycoords=("data", "axes fraction"), fontsize=8, color=RED,
                        rotation=90, va="top", ha="right")  # fmt: skip
     for axes in (upper, lower):
         axes.legend(fontsize=8, frameon=False, ncols=4, loc="lower right", bbox_to_anchor=(1.0, 0.98))
     return figure
+
+
+def _top_ms(found: Series, slo: Slo) -> float | None:
+    """Room for what was measured, and for the bound where that does not flatten it."""
+    if np.isnan(found.ttft_p99_ms).all():
+        return None
+    most_ms = float(np.nanmax(found.ttft_p99_ms))
+    return 1.1 * max(most_ms, min((slo.ttft_s or 0.0) * _MS_PER_S, 2.0 * most_ms))
 
 
 def server_chart(timeline: Sequence[Mapping[str, Any]]) -> Figure | None:

@@ -7,7 +7,7 @@ import base64
 import html
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from benchmarks.runs.rows import Rows, read_rows
 from benchmarks.runs.slo import Slo
 from benchmarks.runs.summary import PERCENTILES
 from benchmarks.runs.sweep import sentence
-from benchmarks.runs.words import LABELS, verdict
+from benchmarks.runs.words import LABELS, MARK_HEADER, SERVER_LABELS, chaos_verdict, mark_rows, server_label, verdict
 
 NAME = "report.html"
 _PNG_DPI = 144
@@ -32,8 +32,8 @@ h1 { font-size: 1.5rem; margin-bottom: .3rem } h2 { font-size: 1.15rem; margin-t
 .verdict.good { background: #e7f6ec; color: #1c5c38 } .note { color: #6b7280; font-size: .87rem }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .87rem; margin: .6rem 0 }
 th, td { text-align: right; padding: .25rem .7rem; border-bottom: 1px solid #e5e7eb; vertical-align: top }
-th:first-child, td:first-child { text-align: left } th { color: #4b5563; font-weight: 600 }
-td small { color: #6b7280 } img { width: 100%; height: auto }
+th:first-child, td:first-child, th.words, td.words { text-align: left } th { color: #4b5563; font-weight: 600 }
+td:not(.words) { white-space: nowrap } td small { color: #6b7280 } img { width: 100%; height: auto }
 pre { background: #f6f7f8; padding: .8rem; font-size: 12px }
 pre { white-space: pre-wrap; overflow-wrap: anywhere } details { margin: .6rem 0 }
 """
@@ -51,12 +51,14 @@ def write_report(found: Found) -> Path:
     parts = [
         _heading(document),
         _slo_table(document, slo),
+        _faults(document),
         *_section("Rate and latency", charts.get("knee")),
         "<h2>Percentiles</h2>",
         *(_percentiles(each) for each in document["rounds"] if each["latency"]),
         '<p class="note">Milliseconds. Below each value its 95 % interval, from a bootstrap over blocks of time; '
         "without one there were too few values beyond it. Latency counts from the intended start; service time from "
-        "when the request could leave.</p>",
+        "when the request could leave. What the server says of itself comes from its histograms: within a bucket its "
+        "values are spread evenly.</p>",
         charts.get("tails", ""),
         *_section("Over time", "".join(picture for name, picture in charts.items() if name.startswith("time"))),
         *_section("The server's account", charts.get("server", "") + _server_tables(document)),
@@ -110,9 +112,15 @@ def _heading(document: Document) -> str:
     how = load["phases"] or load["trace"] or (f"{load['concurrency']} clients" if load["concurrency"] else None)
     rate = f"{load['rate_per_s']:g} requests/s" if load["rate_per_s"] is not None else "rates by search"
     lines = [sentence(document)] if "sweep" in document else [verdict(each) for each in document["rounds"]]
+    if "chaos" in document:
+        lines.insert(0, chaos_verdict(document))
     if document["status"] != "complete":
         lines.insert(0, f"This run is not complete: {document['status']}")
-    is_good = document["status"] == "complete" and not any("MISSED" in line or "no rate" in line for line in lines)
+    is_good = document["status"] == "complete" and (
+        document["chaos"]["is_recovered"]
+        if "chaos" in document
+        else not any("MISSED" in line or "no rate" in line for line in lines)
+    )
     return (
         f"<h1>{html.escape(document['kind'])}: {html.escape(target['model'])} at {html.escape(target['url'])}</h1>"
         f'<p class="note">{html.escape(how or rate)}, {_span(document)}, '
@@ -126,11 +134,16 @@ def _span(document: Document) -> str:
     return f"{len(spans_s)} round{'s' if len(spans_s) != 1 else ''}, {sum(spans_s):.0f} s in all"
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Cells are HTML already."""
-    head = "".join(f"<th>{cell}</th>" for cell in header)
-    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><tr>{head}</tr>{body}</table>"
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]], words: Container[int] = ()) -> str:
+    """Cells are HTML already; columns of ``words`` begin at the left, those of numbers end at the right."""
+
+    def line(tag: str, cells: Sequence[str]) -> str:
+        kinds = (' class="words"' if place in words else "" for place in range(len(cells)))
+        return (
+            "<tr>" + "".join(f"<{tag}{kind}>{cell}</{tag}>" for kind, cell in zip(kinds, cells, strict=True)) + "</tr>"
+        )
+
+    return f"<table>{line('th', header)}{''.join(line('td', row) for row in rows)}</table>"
 
 
 def _slo_table(document: Document, slo: Slo) -> str:
@@ -151,6 +164,30 @@ def _slo_table(document: Document, slo: Slo) -> str:
     return f'<p class="note">SLO: {html.escape(str(slo))}</p>' + _table(header, sorted(rows, key=_by_rate))
 
 
+def _faults(document: Document) -> str:
+    """What each fault was, and what it did."""
+    marks = [mark for each in document["rounds"] for mark in each.get("marks", ()) if "planned_s" in mark]
+    if not marks:
+        return ""
+    effects = _table(MARK_HEADER, ([html.escape(cell) for cell in row] for row in mark_rows(marks)), {1})
+    deeds = _table(("fault", "planned s", "begun s", "done s", "process", "what"), (
+        [html.escape(mark["name"]), f"{mark['planned_s']:g}", *(_plain(mark[key]) for key in ("at_s", "done_s", "pid")),
+         html.escape(mark["error"] or "; ".join(filter(None, (mark["what"], mark.get("not_recovered_because")))))]
+        for mark in marks
+    ), {5})  # fmt: skip
+    return (
+        f"<h2>Faults</h2>{effects}{deeds}"
+        '<p class="note">Before: from the start, or from when the fault before was over. During: requests under way '
+        "at the fault, and those intended until it was over. A fault is over when misses of the SLO, counted against "
+        "the share that missed it before, are at their highest: from then on no more is missed than before. "
+        "TTFT is the median, but for the worst.</p>"
+    )
+
+
+def _plain(value: float | None) -> str:
+    return "–" if value is None else f"{value:g}"
+
+
 def _by_rate(row: Sequence[str]) -> float:
     return float(row[0].removesuffix("/s")) if row[0].endswith("/s") else 0.0
 
@@ -159,14 +196,23 @@ def _percentiles(each: Mapping[str, Any]) -> str:
     def cell(entry: Mapping[str, Any]) -> str:
         if entry["value"] is None:
             return "–"
+        if entry.get("is_at_most"):
+            return f"≤ {entry['value']:.1f}"
         bounds = "" if entry["ci95"] is None else f"<br><small>{entry['ci95'][0]:.1f} to {entry['ci95'][1]:.1f}</small>"
         return f"{entry['value']:.1f}{bounds}"
 
+    def cells(label: str, row: Mapping[str, Any], most: str) -> list[str]:
+        return [html.escape(label), str(row["n"]), *(cell(row[name]) for name in PERCENTILES), most]
+
     rows = [
-        [html.escape(label.strip() if not label.startswith(" ") else f"– {label.strip()}"), str(row["n"]),
-         *(cell(row[name]) for name in PERCENTILES), f"{row['max']:.1f}"]
+        cells(label.strip() if not label.startswith(" ") else f"– {label.strip()}", row, f"{row['max']:.1f}")
         for key, label in LABELS.items() if (row := each["latency"][key])["n"]
     ]  # fmt: skip
+    rows += [
+        cells(server_label(label, row), row, "")
+        for key, label in SERVER_LABELS.items()
+        if (row := each["server"].get(key))
+    ]
     rate = f" at {each['rate_per_s']:.4g} requests/s" if each["rate_per_s"] is not None else ""
     table = _table(("ms", "n", *PERCENTILES, "max"), rows)
     is_open = " open" if each["round"] == 0 else ""
@@ -179,11 +225,7 @@ def _server_tables(document: Document) -> str:
         return ""
     server = document["rounds"][-1]["server"]
     plain = [[html.escape(name), f"{value:g}"] for name, value in server.items() if isinstance(value, int | float)]
-    timed = [[html.escape(name), *(f"{value[key]:g}" for key in ("n", "mean", "p50", "p99"))]
-             for name, value in server.items() if isinstance(value, dict)]  # fmt: skip
-    if len(plain) <= 2 and not timed:
-        return ""
-    return (_table(("server, ms", "n", "mean", "p50", "p99"), timed) if timed else "") + _table(("server", ""), plain)
+    return _table(("server", ""), plain) if len(plain) > 2 else ""
 
 
 def _leaks(document: Document) -> str:
@@ -205,7 +247,7 @@ def _cost(document: Document) -> str:
         for each in document["rounds"] for entry in each.get("cost", ())
     ]  # fmt: skip
     header = ("pool", "round", "USD/h", "tokens", "USD per million tokens", "at the SLO", "hours paid")
-    return "<h2>Cost</h2>" + _table(header, rows) if rows else ""
+    return "<h2>Cost</h2>" + _table(header, rows, {6}) if rows else ""
 
 
 def _errors(document: Document) -> str:
@@ -216,7 +258,7 @@ def _errors(document: Document) -> str:
         for each in document["rounds"] for entry in each["errors"]
     ]  # fmt: skip
     return "<h2>Errors</h2>" + (
-        _table(("status", "number", "when", "what", "request ids"), rows) if rows else "<p>None.</p>"
+        _table(("status", "number", "when", "what", "request ids"), rows, {3, 4}) if rows else "<p>None.</p>"
     )
 
 

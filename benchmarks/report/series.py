@@ -9,6 +9,7 @@ from benchmarks.runs.rows import Rows
 from benchmarks.runs.slo import Slo
 
 MOST_SLICES = 120
+_LEAST_REQUESTS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +27,9 @@ class Series:
 
 
 def series(rows: Rows, slo: Slo) -> Series:
-    """At most ``MOST_SLICES`` slices of at least a quarter of a second."""
+    """At most ``MOST_SLICES`` slices of at least a quarter of a second, and of a few requests each."""
     begin_s, end_s = rows.span_s
-    number = int(np.clip((end_s - begin_s) / 0.25, 1, MOST_SLICES))
+    number = int(np.clip(min((end_s - begin_s) / 0.25, len(rows) / _LEAST_REQUESTS), 1, MOST_SLICES))
     edges = np.linspace(begin_s, np.nextafter(end_s, np.inf), number + 1)
     width_s = edges[1] - edges[0]
     began = np.clip(np.searchsorted(edges, rows.intended_s, side="right") - 1, 0, number - 1)

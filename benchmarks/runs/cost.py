@@ -6,14 +6,13 @@ run by the tokens of requests that met it: what misses is paid for and earns not
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.runs.rows import Rows
 from benchmarks.runs.slo import Slo
-from serving.config import load_config
+from serving.config import Config
 
 _S_PER_HOUR = 3600.0
 
@@ -27,9 +26,9 @@ class Prices:
     slo: Slo
 
 
-def prices_of(config: Path, model: str) -> Prices | None:
-    """None: the config has no model of that name. Raises ConfigError for a config that is wrong."""
-    for entry in load_config(config).models:
+def prices_of(config: Config, model: str) -> Prices | None:
+    """None: the config has no model of that name."""
+    for entry in config.models:
         if model in entry.names:
             return Prices(
                 {pool.name: pool.usd_per_hour for pool in entry.pools},

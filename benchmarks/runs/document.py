@@ -35,14 +35,13 @@ def new_folder(kind: str, wanted: Path | None) -> Path:
 
 
 def head(kind: str, arguments: Sequence[str]) -> Document:
-    """What every document begins with. Paths of this machine are left out of the command."""
-    words = [Path(word).name if word.startswith("/") else word for word in arguments]
+    """What every document begins with."""
     return {
         **environment.describe(),
         "schema_version": SCHEMA_VERSION,
         "kind": kind,
         "status": "running",
-        "command": shlex.join(["ballast", "bench", kind, *words]),
+        "command": shlex.join(["ballast", "bench", kind, *environment.without_folders(arguments)]),
     }
 
 

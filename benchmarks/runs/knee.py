@@ -36,7 +36,15 @@ class Estimate:
 
 
 def highest_rate(points: Sequence[Point], objective: float, rng: np.random.Generator) -> Estimate:
-    """The rate at which the share in SLO falls to ``objective``.
+    """The rate at which the share in SLO falls to ``objective``."""
+    value, drawn = drawn_highest_rates(points, objective, rng)
+    return Estimate(value, *ends(drawn))
+
+
+def drawn_highest_rates(
+    points: Sequence[Point], objective: float, rng: np.random.Generator
+) -> tuple[float, NDArray[np.float64]]:
+    """The rate at which the share in SLO falls to ``objective``, and that of each bootstrap resample [R].
 
     The shares are made to fall with the rate (isotonic regression, pool adjacent violators: Barlow et al. 1972) and
     read off between rates in their logarithm. Each resample draws the rounds of each rate anew, and a resample of each
@@ -49,11 +57,14 @@ def highest_rate(points: Sequence[Point], objective: float, rng: np.random.Gener
         by_rate, [float(np.mean([point.share for point in group])) for group in groups], counts, objective
     )
     means = np.stack([_drawn_means(group, rng) for group in groups], axis=1)
-    drawn = np.array([_crossing(by_rate, row, counts, objective) for row in means])
-    # Order statistics: infinite ends cannot be interpolated.
+    return value, np.array([_crossing(by_rate, row, counts, objective) for row in means])
+
+
+def ends(drawn: NDArray[np.float64]) -> tuple[float, float]:
+    """The 95 % interval of resampled values. Order statistics: infinite ends cannot be interpolated."""
     ordered = np.sort(drawn)
-    tail = round(0.025 * NUM_RESAMPLES)
-    return Estimate(value, float(ordered[tail]), float(ordered[-tail - 1]))
+    tail = round(0.025 * len(ordered))
+    return float(ordered[tail]), float(ordered[-tail - 1])
 
 
 def _drawn_means(rounds: Sequence[Point], rng: np.random.Generator) -> NDArray[np.float64]:
@@ -113,20 +124,29 @@ def _capacity(rates: NDArray[np.float64], answered: NDArray[np.float64]) -> floa
     return float(tried[int(np.argmin(errors))])
 
 
-def next_rate(points: Sequence[Point], objective: float, start_per_s: float, precision: float) -> float | None:
-    """The rate to try next: doubling (halving) until one rate misses (holds) the SLO, then the middle in logarithms.
+def next_rate(
+    points: Sequence[Point], objective: float, start_per_s: float, precision: float, growth: float = 2.0
+) -> float | None:
+    """The rate to try next: ``growth`` times more (less) until one rate misses (holds) the SLO, then the middle in
+    logarithms.
 
     None: the gap between the highest that held and the lowest that missed is within ``precision`` (0.05: five percent).
     """
     if not points:
         return start_per_s
+    held, missed = edge(points, objective)
+    if missed is None:
+        return growth * max(point.rate_per_s for point in points)
+    if held is None:
+        return min(point.rate_per_s for point in points) / growth
+    return None if missed / held <= 1.0 + precision else math.sqrt(held * missed)
+
+
+def edge(points: Sequence[Point], objective: float) -> tuple[float | None, float | None]:
+    """The highest rate that holds the SLO and the lowest above it that does not, by shares made to fall with the rate;
+    None: there is none."""
     by_rate = sorted({point.rate_per_s for point in points})
     counts = np.array([sum(point.rate_per_s == rate for point in points) for rate in by_rate], dtype=np.float64)
     means = [float(np.mean([point.share for point in points if point.rate_per_s == rate])) for rate in by_rate]
-    holds = non_increasing(np.asarray(means), counts) >= objective
-    if holds.all():
-        return 2.0 * by_rate[-1]
-    if not holds.any():
-        return by_rate[0] / 2.0
-    held, missed = by_rate[int(holds.sum()) - 1], by_rate[int(holds.sum())]
-    return None if missed / held <= 1.0 + precision else math.sqrt(held * missed)
+    num_held = int((non_increasing(np.asarray(means), counts) >= objective).sum())
+    return (by_rate[num_held - 1] if num_held else None), (by_rate[num_held] if num_held < len(by_rate) else None)

@@ -42,6 +42,10 @@ class View:
         self._title = title
         self._history.clear()
 
+    def say(self, text: str) -> None:
+        """A line that stays, above what moves."""
+        self._console.print(Text(text, style="yellow"))
+
     def __call__(self, state: Live) -> None:
         now_s = time.monotonic()
         self._history.append((now_s, state.num_ended, state.num_tokens))
@@ -61,8 +65,9 @@ class View:
 
     def _line(self, state: Live) -> str:
         answers_per_s, tokens_per_s = self._rates()
+        num_answered = state.num_ended - state.num_failed
         return (
-            f"{self._title}: {state.elapsed_s:.0f} s, {state.num_ended} answered, {state.num_failed} failed, "
+            f"{self._title}: {state.elapsed_s:.0f} s, {num_answered} answered, {state.num_failed} failed, "
             f"{answers_per_s:.1f}/s, {tokens_per_s:.0f} tokens/s, "
             f"TTFT p50 {_ms(state.ttft, 0.5)} p99 {_ms(state.ttft, 0.99)}"
         )
@@ -75,12 +80,13 @@ class View:
         )
         left_s = state.elapsed_s * (1.0 - share) / share if share > 0.0 else 0.0
         bar = Table.grid(padding=(0, 1))
-        ending = f"{left_s:.0f} s left" if share < 1.0 else f"waiting for {state.num_sent - state.num_ended} answers"
+        num_left = state.num_sent - state.num_ended
+        ending = f"{left_s:.0f} s left" if share < 1.0 else f"waiting for {num_left} answers" if num_left else "done"
         bar.add_row(Text(self._title, style="bold"), ProgressBar(1.0, share, width=30), f"{share:.0%}", ending)
         facts = Table.grid(padding=(0, 3))
         failed = Text(f"{state.num_failed} failed", style="red" if state.num_failed else "dim")
         facts.add_row(
-            f"{state.num_sent} sent", f"{state.num_ended} answered", failed,
+            f"{state.num_sent} sent", f"{state.num_ended - state.num_failed} answered", failed,
             f"{state.num_sent - state.num_ended} under way", f"{answers_per_s:.1f} answers/s",
             f"{tokens_per_s:.0f} tokens/s",
         )  # fmt: skip

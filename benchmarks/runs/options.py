@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.load.arrivals import PROCESSES, Phase, parse_duration_s, parse_phases, steady
+from benchmarks.load.arrivals import PROCESSES, Phase, Surge, parse_duration_s, parse_phases, steady, surged
 from benchmarks.load.lengths import load_trace, parse_lengths
 from benchmarks.load.mistake import BenchError
 from benchmarks.load.probe import first_model, learn_speech
@@ -19,8 +19,8 @@ from benchmarks.runs.cost import Prices, prices_of
 from benchmarks.runs.slo import Slo, parse_slo
 from benchmarks.runs.watcher import Source
 from benchmarks.simulator.trace import Trace
-from serving.config import load_config
-from serving.lifecycle.record import running_server
+from serving.config import Config, load_config, read_environment
+from serving.lifecycle.record import ServerRecord, running_server
 
 DEFAULT_URL = "http://127.0.0.1:8000/v1"
 _CLOSED_SESSIONS = 2**14
@@ -38,6 +38,7 @@ class Plan:
     source: Source
     prices: Prices | None
     options: argparse.Namespace
+    surges: tuple[Surge, ...] = ()
 
     def schedule(self, rate_per_s: float | None, seed: int) -> Schedule:
         """At ``rate_per_s``, or as --phases, --trace or --concurrency say."""
@@ -47,7 +48,7 @@ class Plan:
             return closed_schedule(self.workload, -(-number // self.workload.turns), seed)
         if options.trace is not None:
             return trace_schedule(self.workload, self._trace(rate_per_s, seed), seed)
-        phases = _phases(options, rate_per_s)
+        phases = surged(_phases(options, rate_per_s), self.surges)
         return open_schedule(self.workload, phases, options.arrivals, seed, options.burstiness)
 
     def _trace(self, rate_per_s: float | None, seed: int) -> Trace:
@@ -113,7 +114,7 @@ def add_workload(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--num-prefixes", type=int, default=1, metavar="K", help="different shared prompts")
     group.add_argument("--turns", type=int, default=1, help="requests per conversation")
     group.add_argument(
-        "--think", type=_duration_s, default=0.0, metavar="TIME", help="between an answer and the next turn"
+        "--think", type=duration_s, default=0.0, metavar="TIME", help="between an answer and the next turn"
     )
     group.add_argument(
         "--tools-share", type=float, default=0.0, metavar="SHARE", help="of requests that must call a tool"
@@ -139,8 +140,8 @@ def add_load(parser: argparse.ArgumentParser, *, has_rate: bool = True) -> None:
         group.add_argument("--requests", type=count, metavar="N", help="closed loop: so many, however long it takes")
     else:
         parser.set_defaults(rate=None, concurrency=None, phases=None, trace=None, requests=None)
-    group.add_argument("--duration", type=_duration_s, default=60.0, metavar="TIME", help="default: 60s")
-    group.add_argument("--warmup", type=_duration_s, default=0.0, metavar="TIME", help="sent before, and not measured")
+    group.add_argument("--duration", type=duration_s, default=60.0, metavar="TIME", help="default: 60s")
+    group.add_argument("--warmup", type=duration_s, default=0.0, metavar="TIME", help="sent before, and not measured")
     group.add_argument(
         "--rounds", type=count, default=1, metavar="N", help="measure so many times, each with new words"
     )
@@ -150,7 +151,7 @@ def add_load(parser: argparse.ArgumentParser, *, has_rate: bool = True) -> None:
         "--max-concurrency", type=count, metavar="N", help="open loop: more wait in the client, and are late"
     )
     group.add_argument(
-        "--timeout", type=_duration_s, default=600.0, metavar="TIME", help="for one request; default: 10m"
+        "--timeout", type=duration_s, default=600.0, metavar="TIME", help="for one request; default: 10m"
     )
 
 
@@ -168,17 +169,17 @@ def add_outcome(parser: argparse.ArgumentParser) -> None:
 
 def make_plan(options: argparse.Namespace) -> Plan:
     """Ask the target what has to be known of it. Raises BenchError, ConfigError."""
-    record = None
-    if options.config is not None:
-        state_dir = load_config(options.config).server.state_dir
-        record = running_server(state_dir) if state_dir.exists() else None
+    config = read_config(options.config) if options.config is not None else None
+    record = find_record(config) if config else None
+    if config and record is None and options.url is None:
+        raise BenchError(no_server(options.config))
     url = options.url or (f"http://{record.host}:{record.port}" if record else DEFAULT_URL)
     target = parse_target(url, os.environ.get(options.key_env))
     model = options.model or first_model(target)
     metrics_url = options.metrics_url or (f"http://127.0.0.1:{record.admin_port}/metrics" if record else None)
     source = Source(metrics_url, options.server_pid or (record.pid if record else None))
     source.check()
-    prices = prices_of(options.config, model) if options.config else None
+    prices = prices_of(config, model) if config else None
     promised = prices.slo if prices else Slo()
     slo = parse_slo(options.slo) if options.slo else promised
     workload = make_workload(options)
@@ -187,6 +188,22 @@ def make_plan(options: argparse.Namespace) -> Plan:
         prefix_tokens=options.prefix_tokens, extra=options.extra,
     )  # fmt: skip
     return Plan(target, learn_speech(target, speech), workload, slo, source, prices, options)
+
+
+def read_config(path: Path) -> Config:
+    """As `ballast up` reads it: variables of the environment over what the file says. Raises ConfigError."""
+    return load_config(path, read_environment(os.environ))
+
+
+def find_record(config: Config) -> ServerRecord | None:
+    """The server that runs from ``config`` on this machine, if one does."""
+    state_dir = config.server.state_dir
+    return running_server(state_dir) if state_dir.exists() else None
+
+
+def no_server(path: Path) -> str:
+    """What to say when none runs."""
+    return f"no server runs from {path} on this machine; start it with: ballast up --config {path}"
 
 
 def make_workload(options: argparse.Namespace) -> Workload:
@@ -226,7 +243,14 @@ def check_load(options: argparse.Namespace) -> None:
         raise BenchError("--burstiness is for --arrivals gamma")
 
 
-def _duration_s(text: str) -> float:
+def span_s(options: argparse.Namespace) -> float | None:
+    """How long a round sends load; None where that depends on the server. Raises BenchError."""
+    if options.phases is not None:
+        return float(options.warmup) + sum(phase.span_s for phase in parse_phases(options.phases))
+    return None if options.requests is not None else float(options.warmup + options.duration)
+
+
+def duration_s(text: str) -> float:
     """argparse prints the message of an ArgumentTypeError, and of no other."""
     try:
         return parse_duration_s(text)

@@ -6,11 +6,17 @@ that the server does not have is left out.
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from prometheus_client.parser import text_string_to_metric_families
+
+from benchmarks.runs.intervals import LEAST_BEYOND, draw_weights, interval
+from benchmarks.runs.summary import PERCENTILES
 
 _GAUGES: dict[str, tuple[str, Callable[[Iterable[float]], float]]] = {
     "running_requests": ("vllm:num_requests_running", sum),
@@ -31,18 +37,21 @@ _COUNTERS = {
     "broken_streams": "ballast_streams_broken_total",
 }
 _HISTOGRAMS = {
-    "gateway_queue": "ballast_queue_seconds",
-    "gateway_overhead": "ballast_gateway_overhead_seconds",
-    "engine_queue": "vllm:request_queue_time_seconds",
-    "prefill": "vllm:request_prefill_time_seconds",
-    "decode": "vllm:request_decode_time_seconds",
-    "server_ttft": "ballast_time_to_first_token_seconds",
+    "gateway_queue": ("ballast_queue_seconds",),
+    "gateway_overhead": ("ballast_gateway_overhead_seconds",),
+    "engine_queue": ("vllm:request_queue_time_seconds",),
+    "prefill": ("vllm:request_prefill_time_seconds",),
+    "decode": ("vllm:request_decode_time_seconds",),
+    "server_ttft": ("ballast_time_to_first_token_seconds", "vllm:time_to_first_token_seconds"),
+    "server_itl": ("ballast_inter_token_latency_seconds", "vllm:inter_token_latency_seconds"),
+    "server_e2e": ("ballast_request_duration_seconds", "vllm:e2e_request_latency_seconds"),
 }
+"""The first series that the server has."""
 _USD_PER_HOUR = "ballast_usd_per_hour"
 _REPLICAS = "ballast_replicas"
 
 Buckets = dict[float, float]
-"""Cumulated counts by upper bound in seconds."""
+"""Cumulated counts by upper bound in seconds, in their order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,50 +85,90 @@ def read(text: str) -> Reading:
                 buckets[sample.name.removesuffix("_bucket")][float(sample.labels["le"])] += sample.value
             else:
                 values[sample.name].append(sample.value)
+    series_of = {name: next((one for one in known if one in buckets), None) for name, known in _HISTOGRAMS.items()}
     return Reading(
         gauges={name: fold(values[series]) for name, (series, fold) in _GAUGES.items() if values[series]},
         counters={name: sum(values[series]) for name, series in _COUNTERS.items() if values[series]},
-        buckets={name: dict(buckets[series]) for name, series in _HISTOGRAMS.items() if series in buckets},
-        sums_s={name: sum(values[f"{series}_sum"]) for name, series in _HISTOGRAMS.items() if series in buckets},
+        buckets={name: dict(sorted(buckets[series].items())) for name, series in series_of.items() if series},
+        sums_s={name: sum(values[f"{series}_sum"]) for name, series in series_of.items() if series},
         usd_per_hour=dict(usd_per_hour),
         ready_replicas=dict(ready),
     )
 
 
-def between(first: Reading, last: Reading) -> dict[str, Any]:
-    """What happened between two scrapes, a JSON object. Counters of a restarted server count from nothing."""
-    counters = {
-        name: value - first.counters.get(name, 0.0) if value >= first.counters.get(name, 0.0) else value
-        for name, value in last.counters.items()
-    }
-    found: dict[str, Any] = {f"num_{name}": value for name, value in counters.items()}
-    if counters.get("prefix_cache_queries_tokens"):
-        hits, queries = counters.get("prefix_cache_hits_tokens", 0.0), counters["prefix_cache_queries_tokens"]
-        found["prefix_cache_hit_share"] = round(hits / queries, 4)
-    for name, buckets in last.buckets.items():
-        counts = {bound: count - first.buckets.get(name, {}).get(bound, 0.0) for bound, count in buckets.items()}
-        number = counts.get(math.inf, 0.0)
+def over(readings: Sequence[Reading]) -> dict[str, Any]:
+    """What happened from the first scrape to the last, a JSON object; what happened between two scrapes is a block of
+    the bootstrap (`benchmarks/runs/intervals.py`). A total that falls has begun anew: a replica was replaced."""
+    steps = list(pairwise(readings))
+    found: dict[str, Any] = {
+        f"num_{name}": sum(_grown(before.counters.get(name, 0.0), after.counters.get(name, 0.0))
+                           for before, after in steps)
+        for name in readings[-1].counters
+    }  # fmt: skip
+    if found.get("num_prefix_cache_queries_tokens"):
+        hits = found.get("num_prefix_cache_hits_tokens", 0.0)
+        found["prefix_cache_hit_share"] = round(hits / found["num_prefix_cache_queries_tokens"], 4)
+    for name, last in readings[-1].buckets.items():
+        bounds_s = np.array(list(last))
+        counts = np.array([_counted(before, after, name, last) for before, after in steps])
+        number = int(counts[:, -1].sum())
         if number > 0:
-            total_s = last.sums_s[name] - first.sums_s.get(name, 0.0)
-            found[f"{name}_ms"] = {
-                "n": int(number),
-                "mean": round(1e3 * total_s / number, 3),
-                "p50": _ms(quantile_s(counts, 0.5)),
-                "p99": _ms(quantile_s(counts, 0.99)),
-            }
+            total_s = sum(_grown(before.sums_s.get(name, 0.0), after.sums_s.get(name, 0.0)) for before, after in steps)
+            found[f"{name}_ms"] = {"n": number, "mean": _ms(total_s / number), **_percentiles(counts, bounds_s)}
+    return found
+
+
+def _grown(before: float, after: float) -> float:
+    return after - before if after >= before else after
+
+
+def _counted(before: Reading, after: Reading, name: str, bounds: Iterable[float]) -> list[float]:
+    """By bucket, how much was counted between two scrapes; cumulated."""
+    old, new = before.buckets.get(name, {}), after.buckets.get(name, {})
+    is_anew = new.get(math.inf, 0.0) < old.get(math.inf, 0.0)
+    return [max(0.0, new.get(bound, 0.0) - (0.0 if is_anew else old.get(bound, 0.0))) for bound in bounds]
+
+
+def _percentiles(counts: NDArray[np.float64], bounds_s: NDArray[np.float64]) -> dict[str, Any]:
+    """Of counts [blocks, buckets], cumulated over buckets; with intervals where there is enough to draw again."""
+    shares = tuple(PERCENTILES.values())
+    total = counts.sum(axis=0, keepdims=True)
+    values = quantiles_s(total, bounds_s, shares)[0]
+    drawn = None
+    if len(counts) >= LEAST_BEYOND:
+        weights = draw_weights(np.random.default_rng(0), [len(counts)])
+        drawn = quantiles_s(weights @ counts, bounds_s, shares)
+    found: dict[str, Any] = {}
+    for place, (name, share) in enumerate(PERCENTILES.items()):
+        has_interval = drawn is not None and total[0, -1] * (1.0 - share) >= LEAST_BEYOND
+        ci95 = [_ms(bound) for bound in interval(drawn[:, place])] if drawn is not None and has_interval else None
+        # Anywhere in the first bucket: its bound is all that is known, and a bucket is often as wide as what is in it.
+        is_at_most = bool(values[place] <= bounds_s[0])
+        value_s = bounds_s[0] if is_at_most else values[place]
+        found[name] = {"value": _ms(value_s), "ci95": None if is_at_most else ci95, "is_at_most": is_at_most}
     return found
 
 
 def _ms(value_s: float) -> float:
-    return round(1e3 * value_s, 3)
+    return round(1e3 * float(value_s), 3)
 
 
-def quantile_s(buckets: Mapping[float, float], share: float) -> float:
-    """Linear within the bucket, as PromQL's ``histogram_quantile``; the last finite bound for what is over it."""
-    rank = share * buckets[math.inf]
-    below_s = below = 0.0
-    for bound_s, count in sorted(buckets.items()):
-        if count >= rank and count > below:
-            return below_s if math.isinf(bound_s) else below_s + (bound_s - below_s) * (rank - below) / (count - below)
-        below_s, below = bound_s, count
-    return below_s
+def quantiles_s(
+    counts: NDArray[np.float64], bounds_s: NDArray[np.float64], shares: Sequence[float]
+) -> NDArray[np.float64]:
+    """Quantiles of histograms, cumulated counts [R, B] over upper bounds [B], the last of them infinite.
+
+    Linear within the bucket, as PromQL's ``histogram_quantile``; the last finite bound for what is over it.
+    """
+    lower_s = np.concatenate([[0.0], bounds_s[:-1]])
+    upper_s = np.where(np.isinf(bounds_s), lower_s, bounds_s)
+    below = np.concatenate([np.zeros((len(counts), 1)), counts[:, :-1]], axis=1)
+    rows = np.arange(len(counts))
+    found = np.empty((len(counts), len(shares)))
+    for place, share in enumerate(shares):
+        rank = share * counts[:, -1]
+        bucket = np.argmax((counts >= rank[:, None]) & (counts > below), axis=1)
+        inside = np.maximum(counts[rows, bucket] - below[rows, bucket], 1e-12)
+        part = np.clip((rank - below[rows, bucket]) / inside, 0.0, 1.0)
+        found[:, place] = lower_s[bucket] + part * (upper_s[bucket] - lower_s[bucket])
+    return found

@@ -11,7 +11,7 @@ from benchmarks.load.mistake import GeneratorTooSlow
 from benchmarks.runs import document as documents
 from benchmarks.runs import words
 from benchmarks.runs.live import View, quiet
-from benchmarks.runs.options import Plan, add_load, add_outcome, add_target, add_workload, check_load, make_plan
+from benchmarks.runs.options import Plan, add_load, add_outcome, add_target, add_workload, check_load, make_plan, span_s
 from benchmarks.runs.round import run_round
 
 SLO_MISSED_EXIT_CODE = 1
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     document = start_document("serve", given, plan)
     title = _title(options)
     interrupted = False
-    with View(title, _span_s(options)) as view:
+    with View(title, span_s(options)) as view:
         for number in range(options.rounds):
             view.retitle(f"{title}, round {number + 1} of {options.rounds}" if options.rounds > 1 else title)
             found = run_round(plan, folder, number, options.rate, quiet if options.json else view)
@@ -103,10 +103,3 @@ def _title(options: argparse.Namespace) -> str:
     if options.trace is not None:
         return str(options.trace.name) + (f" at {options.rate:g}/s" if options.rate else "")
     return f"{options.rate:g} requests/s" if options.rate is not None else str(options.phases)
-
-
-def _span_s(options: argparse.Namespace) -> float | None:
-    """How long a round should take; None where that depends on the server."""
-    if options.requests is not None or options.phases is not None:
-        return None
-    return float(options.warmup + options.duration)

@@ -22,6 +22,8 @@ from benchmarks.runs.serve import INTERRUPTED_EXIT_CODE, start_document, write_o
 LEAK_EXIT_CODE = 1
 LEAST_GROWTH_PER_HOUR = {"rss_mib": 16.0, "num_fds": 10.0, "num_threads": 4.0, "num_processes": 1.0}
 """What is no leak though it grows: allocators settle for hours, and pools of connections fill."""
+LEAST_SETTLED_S = 600.0
+"""What has to be looked at: a server that has just begun to work grows, and by the hour that is gigabytes."""
 _SETTLED_AFTER = 1.0 / 3.0
 """Share of the run that is left out of the slopes: caches fill first."""
 
@@ -71,12 +73,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def leaks(timeline: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """By what is counted: growth per hour with its interval, and whether it is a leak; empty of too few samples."""
+    """By what is counted: growth per hour with its interval, and whether it is a leak; empty of too short a time."""
     samples = [sample for sample in timeline if "rss_mib" in sample]
     if not samples:
         return {}
     begin_s, end_s = samples[0]["at_s"], samples[-1]["at_s"]
     settled = [sample for sample in samples if sample["at_s"] >= begin_s + _SETTLED_AFTER * (end_s - begin_s)]
+    if settled[-1]["at_s"] - settled[0]["at_s"] < LEAST_SETTLED_S:
+        return {}
     found = {}
     for name, least in LEAST_GROWTH_PER_HOUR.items():
         rng = np.random.default_rng(0)
@@ -97,9 +101,7 @@ def _print(document: documents.Document, path: str) -> None:
     console.print(words.render(document["rounds"][0]))
     grown = [name for name, entry in document["leaks"].items() if entry["is_leak"]]
     if not document["leaks"]:
-        console.print(
-            Text("too short to say whether anything grows: half a minute of samples at least", style="yellow")
-        )
+        console.print(Text("too short to say whether anything grows: a quarter of an hour at least", style="yellow"))
     else:
         said = f"GROWS: {', '.join(grown)}" if grown else "nothing grows"
         console.print(Text(said, style="bold red" if grown else "bold green"))

@@ -82,14 +82,16 @@ def _percentiles(found: Sample, weights: NDArray[np.float64]) -> dict[str, Any]:
     shares = tuple(PERCENTILES.values())
     values = quantiles_us(counts.sum(axis=0, keepdims=True), buckets, shares)[0]
     drawn = resampled_quantiles_us(counts, buckets, shares, weights) if number else None
+    most_us = float(found.values_us.max()) if number else np.nan
     result: dict[str, Any] = {"n": number, "mean": _ms(found.values_us.mean()) if number else None}
     for place, (name, share) in enumerate(PERCENTILES.items()):
         ci95 = None
         if drawn is not None and number * (1.0 - share) >= LEAST_BEYOND:
             low, high = interval(drawn[:, place])
             ci95 = [_ms(low), _ms(high)]
-        result[name] = {"value": _ms(values[place]), "ci95": ci95}
-    result["max"] = _ms(found.values_us.max()) if number else None
+        # A bucket's middle may lie beyond all that is in it.
+        result[name] = {"value": _ms(min(values[place], most_us)), "ci95": ci95}
+    result["max"] = _ms(most_us)
     return result
 
 

@@ -8,7 +8,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,14 @@ from rich.text import Text
 from benchmarks.load.mistake import BenchError, GeneratorTooSlow
 from benchmarks.runs import document as documents
 from benchmarks.runs import words
-from benchmarks.runs.intervals import NUM_BLOCKS, draw_weights
+from benchmarks.runs.intervals import NUM_BLOCKS, draw_weights, interval
 from benchmarks.runs.knee import Estimate, Point, highest_rate, knee, next_rate
 from benchmarks.runs.live import View, quiet
 from benchmarks.runs.options import Plan, add_load, add_outcome, add_target, add_workload, make_plan
-from benchmarks.runs.round import Round, run_round
+from benchmarks.runs.round import run_round
+from benchmarks.runs.rows import Rows
 from benchmarks.runs.serve import INTERRUPTED_EXIT_CODE, start_document, write_out
+from benchmarks.runs.slo import Slo
 from benchmarks.runs.summary import share_in_slo
 
 SLO_NEVER_HELD_EXIT_CODE = 1
@@ -72,8 +74,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 class Search:
     """The rounds so far, and what they say."""
 
-    def __init__(self, plan: Plan, folder: Path, document: documents.Document) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        folder: Path,
+        document: documents.Document,
+        *,
+        title: str = "sweep",
+        growth: float = 2.0,
+        least_per_s: float | None = None,
+    ) -> None:
+        """``growth``: from one rate to the next until the edge is passed. ``least_per_s``: the search ends where a rate
+        at or below it has missed the SLO beyond doubt; None: it goes on."""
         self.plan, self.folder, self.document = plan, folder, document
+        self.title, self.growth, self.least_per_s = title, growth, least_per_s
         self.points: list[Point] = []
         self.is_interrupted = False
         self.complaint: str | None = None
@@ -82,7 +96,7 @@ class Search:
         """Search, then repeat the rates around the edge."""
         options, objective = self.plan.options, self.plan.slo.objective
         while len(self.points) < options.max_rounds and not self._is_over:
-            rate_per_s = next_rate(self.points, objective, options.start_rate, options.precision)
+            rate_per_s = next_rate(self.points, objective, options.start_rate, options.precision, self.growth)
             if rate_per_s is None or rate_per_s > options.max_rate or rate_per_s < 1e-3:
                 break
             self._try(rate_per_s, view)
@@ -94,7 +108,12 @@ class Search:
 
     @property
     def _is_over(self) -> bool:
-        return self.is_interrupted or self.complaint is not None
+        return self.is_interrupted or self.complaint is not None or self.is_hopeless
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether a rate that had to hold the SLO has missed it with all of its interval."""
+        return is_hopeless(self.points, self.least_per_s, self.plan.slo.objective)
 
     def _edge(self) -> list[float]:
         """The highest rate that held and the lowest that missed."""
@@ -106,8 +125,8 @@ class Search:
         """One round at a rate. One in which the generator was late is put aside and repeated, a few times: in a search
         of many rounds, something else on the machine will once be in the way."""
         for _ in range(_MOST_ATTEMPTS):
-            number = len(self.points) + len(self.document["discarded_rounds"])
-            view.retitle(f"sweep, round {number + 1}: {rate_per_s:.3g} requests/s")
+            number = len(self.document["rounds"]) + len(self.document["discarded_rounds"])
+            view.retitle(f"{self.title}, round {number + 1}: {rate_per_s:.3g} requests/s")
             found = run_round(self.plan, self.folder, number, rate_per_s, quiet if self.plan.options.json else view)
             self.is_interrupted, self.complaint = found.is_interrupted, found.complaint
             if self.complaint is None:
@@ -117,22 +136,9 @@ class Search:
             return
         self.document["rounds"].append(found.document)
         if not self.is_interrupted:
-            self.points.append(self._point(rate_per_s, found))
+            self.points.append(point_of(found.document, found.rows, self.plan.slo))
             self.document["sweep"] = self.estimates()
         documents.write(self.folder, self.document)
-
-    def _point(self, rate_per_s: float, found: Round) -> Point:
-        weights = draw_weights(np.random.default_rng(found.document["seed"]), [NUM_BLOCKS])
-        share, drawn = share_in_slo(found.rows, self.plan.slo, weights)
-        if math.isnan(share):
-            raise BenchError(
-                f"at {rate_per_s:g} requests/s nothing was measured; a longer --duration has more requests"
-            )
-        # The rate that was offered differs from the one asked for by chance alone; throughput is relative to it.
-        throughput = found.document["throughput"]
-        offered = throughput["offered_requests_per_s"]
-        answered = throughput["requests_per_s"] * (rate_per_s / offered if offered else 1.0)
-        return Point(rate_per_s, share, drawn, answered)
 
     def estimates(self) -> dict[str, Any]:
         """The sweep's result as a JSON object; null where an end of an interval was not reached."""
@@ -144,6 +150,28 @@ class Search:
             "objective": self.plan.slo.objective,
             "num_rounds": len(self.points),
         }
+
+
+def is_hopeless(points: Sequence[Point], least_per_s: float | None, objective: float) -> bool:
+    """Whether a rate of at most ``least_per_s`` has missed the SLO with all of its interval."""
+    return any(
+        least_per_s is not None and point.rate_per_s <= least_per_s and interval(point.drawn_shares)[1] < objective
+        for point in points
+    )
+
+
+def point_of(document: Mapping[str, Any], rows: Rows, slo: Slo) -> Point:
+    """What a round says of its rate. Raises BenchError when nothing was measured."""
+    rate_per_s = float(document["rate_per_s"])
+    weights = draw_weights(np.random.default_rng(document["seed"]), [NUM_BLOCKS])
+    share, drawn = share_in_slo(rows, slo, weights)
+    if math.isnan(share):
+        raise BenchError(f"at {rate_per_s:g} requests/s nothing was measured; a longer --duration has more requests")
+    # The rate that was offered differs from the one asked for by chance alone; throughput is relative to it.
+    throughput = document["throughput"]
+    offered = throughput["offered_requests_per_s"]
+    answered = throughput["requests_per_s"] * (rate_per_s / offered if offered else 1.0)
+    return Point(rate_per_s, share, drawn, answered)
 
 
 def _json(found: Estimate) -> dict[str, Any]:

@@ -12,9 +12,11 @@ from benchmarks import processes
 from benchmarks.load.mistake import BenchError
 from benchmarks.runs import prometheus
 from benchmarks.runs.gpus import Gpus
+from benchmarks.runs.intervals import NUM_BLOCKS
 
 EVERY_S = 1.0
 _TIMEOUT_S = 5.0
+_MOST_KEPT = 4 * NUM_BLOCKS
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,17 +52,19 @@ class Watcher:
     source: Source
     samples: list[dict[str, Any]] = field(default_factory=list)
     started_s: float = field(default_factory=time.monotonic)
-    _first: prometheus.Reading | None = None
     _last: prometheus.Reading | None = None
-    _first_cpu_s: float = 0.0
-    _last_cpu_s: float = 0.0
+    _kept: list[prometheus.Reading] = field(default_factory=list)
+    """The first and every ``_stride``-th after it: as many as a bootstrap has use for."""
+    _stride: int = 1
+    _num_read: int = 0
+    _used_cpu_s: float = 0.0
+    _last_cpu_s: float | None = None
 
     def __enter__(self) -> Self:
         self._gpus = Gpus.find()
         self._over = threading.Event()
         self._look()
         self._began_s = time.monotonic()
-        self._first_cpu_s = self._last_cpu_s
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
         return self
@@ -84,18 +88,28 @@ class Watcher:
             except (URLError, OSError, ValueError):
                 sample["is_metrics_lost"] = True
             else:
-                self._first = self._first or reading
-                self._last = reading
+                self._keep(reading)
                 sample |= reading.gauges
                 sample["ready_replicas"] = sum(reading.ready_replicas.values())
                 sample["usd_per_hour_by_pool"] = dict(reading.usd_per_hour)
         if self.source.pid is not None:
             tree = usage_of(self.source.pid)
+            if self._last_cpu_s is not None:  # less than before: a process has ended, and taken its time with it
+                self._used_cpu_s += max(0.0, tree["cpu_s"] - self._last_cpu_s)
             self._last_cpu_s = tree["cpu_s"]
             sample |= tree
         if self._gpus is not None:
             sample |= self._gpus.read()
         self.samples.append(sample)
+
+    def _keep(self, reading: prometheus.Reading) -> None:
+        if self._num_read % self._stride == 0:
+            self._kept.append(reading)
+        self._num_read += 1
+        self._last = reading
+        if len(self._kept) > _MOST_KEPT:
+            self._kept = self._kept[::2]
+            self._stride *= 2
 
     def timeline(self) -> list[dict[str, Any]]:
         """The samples with times after ``started_s``."""
@@ -105,15 +119,15 @@ class Watcher:
         """What happened from the first look to the last."""
         span_s = self._ended_s - self._began_s
         found: dict[str, Any] = {"num_samples": len(self.samples), "span_s": round(span_s, 3)}
-        if self._first is not None and self._last is not None:
-            found |= prometheus.between(self._first, self._last)
+        if self._last is not None:
+            found |= prometheus.over(self._kept if self._kept[-1] is self._last else [*self._kept, self._last])
         for name in ("kv_cache_usage", "waiting_requests", "gateway_waiting_requests", "rss_mib", "gpu_power_w"):
             values = [sample[name] for sample in self.samples if name in sample]
             if values:
                 found[f"{name}_mean"] = round(sum(values) / len(values), 4)
                 found[f"{name}_max"] = round(max(values), 4)
         if self.source.pid is not None:
-            found["cpu_cores_mean"] = round((self._last_cpu_s - self._first_cpu_s) / span_s, 3)
+            found["cpu_cores_mean"] = round(self._used_cpu_s / span_s, 3)
         if "gpu_power_w_mean" in found:
             found["gpu_energy_j"] = round(found["gpu_power_w_mean"] * span_s, 1)
         return found

@@ -28,7 +28,7 @@ def run(arguments: Namespace) -> int:
     runtime_dir, in_force = _running(config)
     change = plan_change(in_force.config, config)
     change.check_is_live(str(path))
-    _check_machine(config)
+    check_machine(config)
     if arguments.json:
         print(json.dumps({"event": "change", **change_as_json(change)}), flush=True)
     else:
@@ -53,7 +53,7 @@ def _running(config: Config) -> tuple[Path, InForce]:
     return Path(record.runtime_dir), in_force
 
 
-def _check_machine(config: Config) -> None:
+def check_machine(config: Config) -> None:
     """As `ballast up` does, but for the ports, which are the running server's. Raises MachineError."""
     found = plan(config, observe_machine(config.server.state_dir, []), read_specs(config))
     if found.errors:

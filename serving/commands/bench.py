@@ -6,6 +6,7 @@ from argparse import Namespace
 _MODULES = {
     "autoscale": "benchmarks.simulator.__main__",
     "calibrate": "benchmarks.calibrate",
+    "chaos": "benchmarks.runs.chaos",
     "compare": "benchmarks.runs.compare",
     "kernels": "benchmarks.kernels.__main__",
     "overhead": "benchmarks.overhead",

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.load.arrivals import Phase, arrival_times_s, parse_duration_s, parse_phases, steady
+from benchmarks.load.arrivals import Phase, Surge, arrival_times_s, parse_duration_s, parse_phases, steady, surged
 from benchmarks.load.mistake import BenchError
 
 
@@ -64,3 +64,10 @@ def test_phases_are_read_as_written() -> None:
 def test_what_is_no_phase_is_named(text: str) -> None:
     with pytest.raises(BenchError, match=f"'{text}'|duration"):
         parse_phases(text)
+
+
+def test_a_surge_multiplies_the_rate_while_it_lasts() -> None:
+    assert surged(steady(4.0, 10.0), [Surge(2.0, 3.0, 3.0)]) == (Phase(2, 4, 4), Phase(3, 12, 12), Phase(5, 4, 4))
+    ramp = surged((Phase(10.0, 0.0, 10.0),), [Surge(8.0, 5.0, 2.0), Surge(9.0, 1.0, 2.0)])
+    assert ramp == (Phase(8, 0, 8), Phase(1, 16, 18), Phase(1, 36, 40))
+    assert surged(steady(4.0, 10.0), []) == steady(4.0, 10.0)

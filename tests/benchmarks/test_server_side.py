@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -41,6 +42,11 @@ class Server:
 
     def text(self) -> str:
         return generate_latest(self.registry).decode()
+
+    def worked(self) -> prometheus.Reading:
+        """What it says after some more work."""
+        self.work()
+        return prometheus.read(self.text())
 
     def work(self) -> None:
         for replica in "ab":
@@ -81,27 +87,56 @@ def test_replicas_are_summed_and_the_fullest_cache_is_told(server: Server) -> No
 
 
 def test_what_happened_is_the_difference(server: Server) -> None:
-    server.work()
-    first = prometheus.read(server.text())
-    server.work()
-    found = prometheus.between(first, prometheus.read(server.text()))
+    found = prometheus.over([server.worked() for _ in range(2)])
     assert found["num_preemptions"] == 4.0
     assert found["prefix_cache_hit_share"] == 0.3
-    assert found["engine_queue_ms"] == {"n": 2, "mean": 150.0, "p50": 150.0, "p99": 199.0}
+    queue = found["engine_queue_ms"]
+    assert (queue["n"], queue["mean"]) == (2, 150.0)
+    assert [queue[name] for name in ("p50", "p99")] == [
+        {"value": value, "ci95": None, "is_at_most": False} for value in (150.0, 199.0)
+    ]
     assert "prefill_ms" not in found, "what the server does not have is left out"
 
 
 def test_counters_of_a_restarted_server_count_from_nothing(server: Server) -> None:
-    server.work()
-    server.work()
-    first, again = prometheus.read(server.text()), Server()
-    again.work()
-    assert prometheus.between(first, prometheus.read(again.text()))["num_preemptions"] == 4.0
+    again = Server()
+    found = prometheus.over([server.worked(), server.worked(), again.worked(), again.worked()])
+    assert found["num_preemptions"] == 4.0 + 4.0 + 4.0
+    assert (found["engine_queue_ms"]["n"], found["engine_queue_ms"]["mean"]) == (2 + 2 + 2, 150.0)
 
 
-def test_quantiles_end_at_the_last_finite_bound() -> None:
-    assert prometheus.quantile_s({1.0: 1.0, 2.0: 1.0, math.inf: 10.0}, 0.9) == 2.0
-    assert prometheus.quantile_s({1.0: 0.0, 2.0: 10.0, math.inf: 10.0}, 0.5) == 1.5
+def test_quantiles_have_intervals_where_there_is_enough(server: Server) -> None:
+    queue = prometheus.over([server.worked() for _ in range(31)])["engine_queue_ms"]
+    assert queue["n"] == 60
+    low, high = queue["p50"]["ci95"]
+    assert low <= queue["p50"]["value"] <= high
+    assert queue["p99"]["ci95"] is None, "less than one of sixty is beyond it"
+
+
+def test_what_lies_in_the_first_bucket_is_known_by_its_bound_alone(server: Server) -> None:
+    first = server.worked()
+    for _ in range(100):
+        server.queue.labels("a").observe(0.001)
+    queue = prometheus.over([first, prometheus.read(server.text())])["engine_queue_ms"]
+    assert queue["p50"] == {"value": 100.0, "ci95": None, "is_at_most": True}
+    assert queue["mean"] == pytest.approx(1.0)
+
+
+def test_quantiles_are_linear_within_a_bucket_and_end_at_the_last_finite_bound() -> None:
+    counts = np.array([[1.0, 1.0, 10.0], [0.0, 10.0, 10.0], [4.0, 8.0, 8.0]])
+    found = prometheus.quantiles_s(counts, np.array([1.0, 2.0, math.inf]), (0.5, 0.9))
+    assert found[:, 0].tolist() == pytest.approx([2.0, 1.5, 1.0])
+    assert found[:, 1].tolist() == pytest.approx([2.0, 1.9, 1.8])
+
+
+def test_a_long_watch_keeps_no_more_readings_than_it_needs(server: Server) -> None:
+    watcher = Watcher(Source())
+    readings = [server.worked() for _ in range(1000)]
+    for reading in readings:
+        watcher._keep(reading)
+    assert len(watcher._kept) <= 120
+    assert watcher._kept[0] is readings[0]
+    assert watcher._last is readings[-1]
 
 
 def test_a_watcher_tells_the_runs_own_share(server: Server, url: str) -> None:
@@ -150,3 +185,14 @@ def test_gpus_are_read_where_nvml_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Gpus.find() is None
     monkeypatch.setitem(sys.modules, "pynvml", None)
     assert Gpus.find() is None
+
+
+def test_cpu_time_of_a_process_that_ends_stays_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    used_s = iter([10.0, 12.0, 3.0, 4.0])
+    tree = {"rss_mib": 1.0, "num_fds": 1.0, "num_threads": 1.0, "num_processes": 1.0}
+    monkeypatch.setattr("benchmarks.runs.watcher.usage_of", lambda _: {**tree, "cpu_s": next(used_s)})
+    watcher = Watcher(Source(pid=os.getpid()))
+    watcher._gpus = None
+    for _ in range(4):
+        watcher._look()
+    assert watcher._used_cpu_s == 3.0
