@@ -68,12 +68,14 @@ def _module_name() -> str:
 
 
 def _commit() -> str:
-    root = Path(__file__).resolve().parent.parent
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    """``-dirty`` where anything but earlier results has changed since."""
+    git = ["git", "-C", str(Path(__file__).resolve().parent.parent)]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
+        changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", ".", ":!benchmarks/results"], check=False)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+    return commit.stdout.strip() + ("-dirty" if changed.returncode else "")
 
 
 def _cpu_model() -> str:
