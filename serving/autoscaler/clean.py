@@ -57,14 +57,15 @@ def clean_state(state: PoolState) -> PoolState:
     """Every figure finite and at least 0."""
     work = state.work
     figures = (
-        state.num_ready, work.num_steps, work.prefill_tokens, work.decode_tokens, work.kv_token_steps, work.busy_s,
-        *state.starting_age_s, *state.cold_starts_s,
+        state.num_ready, state.num_came_up, *state.starting_age_s, *state.cold_starts_s,
+        work.num_steps, work.prefill_tokens, work.decode_tokens, work.kv_token_steps, work.busy_s,
     )  # fmt: skip
     if _are_sane(figures) and isinstance(state.num_ready, int):
         return state
     return replace(
         state,
         num_ready=clean_count(state.num_ready),
+        num_came_up=clean_count(state.num_came_up),
         starting_age_s=tuple(clean_number(age_s) for age_s in state.starting_age_s),
         cold_starts_s=tuple(clean_number(cold_start_s) for cold_start_s in state.cold_starts_s),
         work=Work(

@@ -27,23 +27,35 @@ class PoolReading:
     is_placeable: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """A replica on its way. One that was so at the first look began at a time that nobody knows, and often waited for
+    what starts with the server: what it took says nothing of the next one."""
+
+    since_s: float
+    is_whole: bool
+
+
 @dataclass(slots=True)
 class PoolObserver:
     """One pool's memory between two looks."""
 
     _running: frozenset[str] | None = None
-    _starting_since_s: list[float] = field(default_factory=list)
+    _starting: list[_Start] = field(default_factory=list)
     _before: dict[str, PoolStats] = field(default_factory=dict)
     _model: StepModel | None = None
 
     def look(self, reading: PoolReading, now_s: float) -> PoolState:
         """What has changed since the last look."""
-        cold_starts_s = self._follow_starts(reading, now_s)
+        came_up = reading.running - self._running if self._running is not None else frozenset[str]()
+        cold_starts_s = self._follow_starts(reading, len(came_up), now_s)
+        self._running = reading.running
         self._model = next(filter(None, map(_model, reading.gateways.values())), self._model)
         return PoolState(
             num_ready=len(reading.running),
-            starting_age_s=tuple(now_s - since_s for since_s in self._starting_since_s),
+            starting_age_s=tuple(now_s - start.since_s for start in self._starting),
             cold_starts_s=cold_starts_s,
+            num_came_up=len(came_up),
             work=self._work(reading.gateways),
             is_placeable=reading.is_placeable,
         )
@@ -52,18 +64,14 @@ class PoolObserver:
         """What a step costs a replica of this pool, as was last heard; ``seed`` where nobody has spoken."""
         return self._model or seed
 
-    def _follow_starts(self, reading: PoolReading, now_s: float) -> tuple[float, ...]:
-        """Ages of what starts; those that came up since the last look had started first."""
-        came_up = reading.running - self._running if self._running is not None else frozenset[str]()
-        cold_starts_s = []
-        for _ in came_up:
-            if self._starting_since_s:
-                cold_starts_s.append(now_s - self._starting_since_s.pop(0))
+    def _follow_starts(self, reading: PoolReading, num_came_up: int, now_s: float) -> tuple[float, ...]:
+        """What those took that came up since the last look: they had started first."""
+        ended, self._starting = self._starting[:num_came_up], self._starting[num_came_up:]
         num_starting = max(0, reading.target - len(reading.running))
-        del self._starting_since_s[num_starting:]  # given up: the youngest first
-        self._starting_since_s += [now_s] * (num_starting - len(self._starting_since_s))
-        self._running = reading.running
-        return tuple(cold_starts_s)
+        del self._starting[num_starting:]  # given up: the youngest first
+        begun = _Start(now_s, is_whole=self._running is not None)
+        self._starting += [begun] * (num_starting - len(self._starting))
+        return tuple(now_s - start.since_s for start in ended if start.is_whole)
 
     def _work(self, gateways: Mapping[str, PoolStats]) -> Work:
         """All gateways hear of the same engines: the one that has heard most is right."""

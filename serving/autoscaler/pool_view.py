@@ -92,7 +92,7 @@ def _speed(known: Mean, work: Work, model: StepModel) -> Mean:
 
 def _backed_off(memory: PoolMemory, state: PoolState, now_s: float, timeout_s: float, tuning: Tuning) -> PoolMemory:
     """Notice replicas that start for too long, starts that came through, and a back-off that is over."""
-    if state.cold_starts_s:
+    if state.num_came_up or state.cold_starts_s:
         return replace(memory, num_failures=0, backed_off_until_s=None)
     if memory.backed_off_until_s is not None:
         if now_s >= memory.backed_off_until_s:

@@ -78,10 +78,12 @@ class PoolState:
     starting_age_s: tuple[float, ...] = ()
     """How long ago each replica was asked for that is not ready yet."""
     cold_starts_s: tuple[float, ...] = ()
-    """How long those took that became ready since the last decision."""
+    """How long those took that became ready since the last decision, as far as they were seen from the beginning."""
     work: Work = Work()
     is_placeable: bool = True
     """False: the cluster has no such device at all."""
+    num_came_up: int = 0
+    """All that became ready since the last decision."""
 
 
 @dataclass(frozen=True, slots=True)

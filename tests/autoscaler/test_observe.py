@@ -35,10 +35,22 @@ def test_a_replica_that_is_asked_for_ages_until_it_is_up_and_tells_how_long_it_t
 
 def test_of_several_the_first_asked_for_is_the_first_up() -> None:
     observer = PoolObserver()
+    observer.look(pool(), 0.0)
+    observer.look(pool(target=1), 1.0)
+    assert observer.look(pool(target=3), 20.0).starting_age_s == (19.0, 0.0, 0.0)
+    state = observer.look(pool("a", "b", target=3), 31.0)
+    assert (state.cold_starts_s, state.starting_age_s) == ((30.0, 11.0), (11.0,))
+
+
+def test_a_start_that_was_not_seen_from_its_beginning_ages_but_tells_nothing_of_the_next() -> None:
+    """It started with the server, or before the controller did."""
+    observer = PoolObserver()
     observer.look(pool(target=1), 0.0)
-    assert observer.look(pool(target=3), 20.0).starting_age_s == (20.0, 0.0, 0.0)
-    state = observer.look(pool("a", "b", target=3), 30.0)
-    assert (state.cold_starts_s, state.starting_age_s) == ((30.0, 10.0), (10.0,))
+    assert observer.look(pool(target=2), 20.0).starting_age_s == (20.0, 0.0)
+    state = observer.look(pool("a", target=2), 30.0)
+    assert (state.num_came_up, state.cold_starts_s, state.starting_age_s) == (1, (), (10.0,))
+    state = observer.look(pool("a", "b", target=2), 32.0)
+    assert (state.num_came_up, state.cold_starts_s) == (1, (12.0,))
 
 
 def test_of_those_that_are_given_up_the_youngest_go_first() -> None:

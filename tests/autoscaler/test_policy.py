@@ -120,6 +120,16 @@ def test_a_replica_that_comes_ends_the_back_off(world: World) -> None:
     assert world.memory.pools["gpu"].num_failures == 0
 
 
+def test_one_whose_beginning_nobody_saw_ends_it_too(world: World) -> None:
+    world.lost.add("gpu")
+    while world.memory.pools.get("gpu") is None or world.memory.pools["gpu"].backed_off_until_s is None:
+        world.step(demand(10.0))
+    fleet = {"gpu": PoolState(1, num_came_up=1), "cpu": PoolState(0)}
+    _, memory = decide(world.now_s, fleet, demand(10.0), PRICES, SPEC, world.memory)
+    assert memory.pools["gpu"].backed_off_until_s is None
+    assert memory.pools["gpu"].num_failures == 0
+
+
 def test_a_replica_lost_while_backed_off_lowers_what_is_counted_on(world: World) -> None:
     world.run(demand(10.0), 900)
     world.lost.add("gpu")
