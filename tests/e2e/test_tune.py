@@ -37,7 +37,7 @@ def test_a_candidate_is_measured_on_a_server_of_its_own_and_remembered(
     assert visit["error"] is None
     [candidate] = document["result"]["candidates"]
     assert [each["rate_per_s"] for each in candidate["rounds"]] == [4.0, 8.0]
-    assert candidate["tokens_per_request"] > 20.0
+    assert candidate["tokens_per_request"] >= 8.0  # a scripted engine counts no prompt
     assert candidate["latency_at_slo"]["ttft_ms"]["p50"] >= 20.0
     assert str(tmp_path) not in json.dumps(document)
     assert not set(processes.named("serving.lifecycle.holder")) - before
