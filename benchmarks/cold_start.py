@@ -30,11 +30,11 @@ import yaml
 
 from benchmarks import environment, processes
 from benchmarks.overhead import private_server, wait_until_ready
-from serving.cluster import free_port
 from serving.config import Config
 from serving.config.pool import CpuPool
 from serving.lifecycle.processes import processes_of
 from serving.lifecycle.record import ServerRecord
+from serving.ports import free_port
 from serving.replica import progress
 
 TIMEOUT_S = 240.0

@@ -25,8 +25,9 @@ import uvloop
 
 from benchmarks import environment, processes
 from benchmarks.load.streams import Round, Target, run_round
-from serving.cluster import Cluster, free_port
+from serving.cluster import Cluster
 from serving.config import Config, load_config
+from serving.ports import free_port
 from serving.tenancy.keys import NewKey
 from serving.tenancy.store import KeyStore
 

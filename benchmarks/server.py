@@ -17,9 +17,9 @@ from urllib.request import urlopen
 import yaml
 
 from benchmarks import processes
-from serving.cluster import free_port
-from serving.lifecycle.processes import processes_of
+from serving.lifecycle.processes import processes_of, start_ticks
 from serving.lifecycle.record import ServerRecord
+from serving.ports import free_port
 
 START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 90.0
@@ -65,8 +65,10 @@ class Server:
         return processes_of(self.runtime_dir)
 
     def named(self, title: str) -> list[int]:
-        """The server's processes with ``title`` in their command line, the oldest first."""
-        return sorted(set(processes.named(title)) & self.processes, key=processes.started_ticks)
+        """The server's processes with ``title`` in their command line, the oldest first: ids say nothing of age, they
+        begin anew."""
+        found = [(start_ticks(pid), pid) for pid in set(processes.named(title)) & self.processes]
+        return [pid for _, pid in sorted((ticks, pid) for ticks, pid in found if ticks is not None)]
 
     def gateways(self) -> list[int]:
         return self.named("ServeReplica:ballast:gateway")

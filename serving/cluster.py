@@ -5,7 +5,6 @@ import os
 import secrets
 import shlex
 import shutil
-import socket
 import sys
 import tempfile
 import time
@@ -23,6 +22,7 @@ from serving.errors import MachineError
 from serving.lifecycle import zygote
 from serving.lifecycle.launch import DeploymentState, Rollout
 from serving.lifecycle.processes import RUNTIME_DIR_VARIABLE, end_processes_of
+from serving.ports import free_port
 
 logger = logging.getLogger("ballast.cluster")
 
@@ -288,12 +288,6 @@ def compile_cache_dir(environ: Mapping[str, str]) -> Path:
         return Path(given)
     caches = environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(environ.get("VLLM_CACHE_ROOT") or f"{caches}/vllm").expanduser() / "torchinductor"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _write_edge_launcher(edge_dir: Path, public_host: str) -> Path:

@@ -18,6 +18,7 @@ from serving.commands import up
 from serving.config import Config, json_schema, load_config
 from serving.lifecycle.processes import start_ticks
 from serving.lifecycle.record import ServerRecord
+from serving.ports import free_port
 from serving.tenancy.keys import parse
 from serving.tenancy.store import KeyStore
 
@@ -39,12 +40,6 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith("BALLAST_"):
             monkeypatch.delenv(name)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def write_config(**changes: object) -> Path:

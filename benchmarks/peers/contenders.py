@@ -24,10 +24,11 @@ from benchmarks.load.target import Target
 from benchmarks.peers.environments import OURS, PROXIES, RAY_LLM, Environment
 from benchmarks.peers.launch import PeerError, Server, started
 from benchmarks.server import running
-from serving.cluster import compile_cache_dir, free_port
+from serving.cluster import compile_cache_dir
 from serving.config import Config, load_config
 from serving.config.pool import CpuPool
 from serving.deployments import actor_options, engine_args
+from serving.ports import free_port
 from serving.tenancy.keys import NewKey
 from serving.tenancy.store import KeyStore
 

@@ -24,8 +24,8 @@ from benchmarks.peers.launch import PeerError, Server, started
 from benchmarks.peers.ratios import Case, Measured, Turn, ahead_of_ballast, judge, ratio, summarise, tokens_by_block
 from benchmarks.runs import document as documents
 from serving.cli import main
-from serving.cluster import free_port
 from serving.lifecycle.processes import start_ticks
+from serving.ports import free_port
 from tests.benchmarks.test_rows import FAILED, row, rows_of
 
 ROOT = Path(__file__).parent.parent.parent

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from benchmarks.raw_engine import RawServedEngine
-from serving.cluster import free_port
 from serving.engine.vllm_engine import VllmOptions
+from serving.ports import free_port
 from serving.replica.options import ReplicaOptions
 
 

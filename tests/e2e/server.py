@@ -17,10 +17,10 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks import processes
-from serving.cluster import free_port
 from serving.config import Config, parse_config
 from serving.lifecycle.launch import Launch
 from serving.lifecycle.processes import end_processes_of, processes_of
+from serving.ports import free_port
 from serving.tenancy.keys import NewKey
 from serving.tenancy.store import KeyStore
 

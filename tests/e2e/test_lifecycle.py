@@ -16,10 +16,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from serving.cluster import free_port
 from serving.lifecycle.processes import processes_of
 from serving.lifecycle.record import ServerRecord
 from serving.machine import listen_problem
+from serving.ports import free_port
 from tests.e2e.server import until
 
 ROOT = Path(__file__).parents[2]

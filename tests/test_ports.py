@@ -1,0 +1,35 @@
+"""Ports that stay free until they are used."""
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from serving import ports
+
+
+def test_a_port_is_found_that_the_kernel_gives_to_nobody_else() -> None:
+    first_ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    if first_ephemeral <= 20_100:
+        pytest.skip("this machine's kernel hands out all ports")
+    found = {ports.free_port() for _ in range(20)}
+    assert len(found) > 10
+    assert all(20_000 <= port < first_ephemeral for port in found)
+
+
+def test_a_port_that_is_taken_is_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = socket.socket()
+    with taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        monkeypatch.setattr(ports.random.SystemRandom, "sample", lambda self, own, number: [port])
+        assert ports.free_port() != port
+
+
+def test_where_the_kernel_hands_out_all_of_them_the_choice_is_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everything = tmp_path / "range"
+    everything.write_text("1024\t65535\n")
+    monkeypatch.setattr(ports, "_EPHEMERAL_PORTS", everything)
+    assert ports.free_port() >= 1024
