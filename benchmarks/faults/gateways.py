@@ -129,6 +129,7 @@ async def controller_killed(stage: Stage) -> Outcome:
 
 async def server_stopped(stage: Stage) -> Outcome:
     """The last fault of a site: after it there is no server."""
+    await stage.settled(2)  # those that the fault before has silenced may still be on their way back
     short, long_ = int(GRACE_S / 2 / STEP_S), int(4 * GRACE_S / STEP_S)
     schedule = [Due(0.0, f"short {index}", short) for index in range(NUM_BUSY)]
     schedule += [Due(0.0, f"long {index}", long_) for index in range(NUM_BUSY)]

@@ -16,7 +16,8 @@ from tests.e2e.server import MODEL, Json, Server, running_server, until
 
 NUM_STREAMS = 32
 NUM_TOKENS = 400
-WATCHDOG_S = 8.0
+WATCHDOG_S = 15.0
+"""A shared machine may stand still for seconds, for the reading of pages that it has dropped; that is no hang."""
 REPLACED_WITHIN_S = 200.0
 
 
