@@ -16,8 +16,7 @@ from tests.e2e.server import MODEL, Json, Server, running_server, until
 
 NUM_STREAMS = 32
 NUM_TOKENS = 400
-WATCHDOG_S = 15.0
-"""A shared machine may stand still for seconds, for the reading of pages that it has dropped; that is no hang."""
+WATCHDOG_S = 8.0
 REPLACED_WITHIN_S = 200.0
 
 
