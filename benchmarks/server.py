@@ -117,7 +117,7 @@ def running(
                 # Its config is all that it hears: no variable of the caller's points it at another server's state.
                 env={name: value for name, value in os.environ.items() if not name.startswith("BALLAST_")},
                 # A terminal's Ctrl-C is the benchmark's to hear: it stops the server when it has kept what it has.
-                start_new_session=True,
+                process_group=0,
             )
         try:
             server_ = RunningServer(port, admin_port, state_dir, process)

@@ -62,7 +62,7 @@ def started(
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                start_new_session=True,  # Ctrl-C is ours to hear: what was measured is kept before servers end
+                process_group=0,  # Ctrl-C is ours to hear: what was measured is kept before servers end
             )
         try:
             target = Target("127.0.0.1", port, "/v1", key=key)

@@ -96,5 +96,9 @@ class Engine(Protocol):
     def load(self) -> EngineLoad:
         """Current gauges; cheap, no I/O."""
 
+    async def answer(self) -> None:
+        """Return when the process that makes the tokens has answered; it answers between two steps. Never, when it
+        hangs."""
+
     async def stop(self) -> None:
         """Release processes and memory. Idempotent."""

@@ -83,6 +83,9 @@ class ScriptedEngine:
             kv_capacity_tokens=script.max_num_seqs * script.max_model_len,
         )
 
+    async def answer(self) -> None:
+        """At once: the engine is this process."""
+
     async def stop(self) -> None:
         self._dead.set()
 

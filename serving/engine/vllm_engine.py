@@ -29,6 +29,7 @@ from vllm.lora.request import LoRARequest
 from vllm.usage.usage_lib import UsageContext
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.utils.gc_utils import freeze_gc_heap
+from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.metrics.loggers import StatLoggerBase
 from vllm.v1.metrics.stats import IterationStats, MultiModalCacheStats, SchedulerStats
 
@@ -158,6 +159,11 @@ class VllmEngine:
         unfinished = self._llm.output_processor.get_num_unfinished_requests() if self._llm is not None else 0
         meter = self._gauges.meter
         return replace(self._gauges.load, unfinished=unfinished, work=meter.work, speed=meter.speed)
+
+    async def answer(self) -> None:
+        assert self._llm is not None, "start() has not finished"
+        with contextlib.suppress(EngineDeadError):  # `dead` says so
+            await self._llm.is_paused()
 
     async def stop(self) -> None:
         if self._sandbox is not None:

@@ -83,7 +83,7 @@ def clear_away(runtime_dir: Path) -> None:
 
 
 class RayProcess:
-    """The process that holds Ray (`holder.py`), in a session of its own: a terminal's Ctrl-C reaches us alone."""
+    """The process that holds Ray (`holder.py`), in a process group of its own: a terminal's Ctrl-C reaches us alone."""
 
     def __init__(self, launch: Launch, output: Path) -> None:
         """``output`` gets what Ray prints."""
@@ -97,7 +97,7 @@ class RayProcess:
                 stdout=subprocess.PIPE,
                 stderr=file,
                 env=environment,
-                start_new_session=True,
+                process_group=0,
             )
         assert self._process.stdin is not None
         assert self._process.stdout is not None

@@ -117,10 +117,15 @@ class ZygoteError(Exception):
 
 def start(socket_path: Path, owner_pid: int, modules: Sequence[str]) -> "subprocess.Popen[bytes]":
     """Start a zygote that imports ``modules`` and calls the functions that some name after a colon. It ends at once
-    where another one serves the path already."""
+    where another one serves the path already.
+
+    It stays in our session, beyond Ctrl-C in a process group of its own. Linux shares the CPUs between sessions first
+    (`sched_autogroup`), and in 6.18 two busy engines in another session kept a server's other processes, the gateways
+    among them, from running for seconds.
+    """
     return subprocess.Popen(
         [sys.executable, "-m", "serving.lifecycle.zygote", "serve", str(socket_path), str(owner_pid), *modules],
-        env={**os.environ, **ENVIRONMENT}, stdin=subprocess.DEVNULL, stdout=2, start_new_session=True,
+        env={**os.environ, **ENVIRONMENT}, stdin=subprocess.DEVNULL, stdout=2, process_group=0,
     )  # fmt: skip
 
 
@@ -188,6 +193,7 @@ def serve(socket_path: Path, owner_pid: int, modules: Sequence[str]) -> None:
         new_path.rename(socket_path)  # whoever finds it can connect
         preload(modules)
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel buries the children
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # meant for a group that loses its parent while one is stopped
         while True:
             ready, _, _ = select.select([listener.fileno(), owner], [], [])
             if owner in ready:

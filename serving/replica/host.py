@@ -31,6 +31,8 @@ from serving.telemetry.logs import configure_logs
 logger = logging.getLogger("ballast.replica")
 
 WATCH_INTERVAL_S = 0.1
+#: An engine without work is asked for an answer this often, or a hang would be found by the next request.
+ASK_INTERVAL_S = 5.0
 #: A dead engine's streams get this long to be told; then the process ends, and Ray Serve starts another.
 DEATH_GRACE_S = 0.5
 #: What a zygote may take until it has forked. It may have to import first, on a machine where others do too.
@@ -103,7 +105,25 @@ class ReplicaHost:
         """Return when the engine is dead or hangs."""
         assert self._engine is not None, "start() has not finished"
         assert self._server is not None, "start() has not finished"
-        watchdog, loop = Watchdog(self._options.watchdog_s), asyncio.get_running_loop()
+        watchdog = Watchdog(self._options.watchdog_s)
+        asking = asyncio.create_task(self._keep_asking(watchdog))
+        try:
+            await self._watch(watchdog)
+        finally:
+            asking.cancel()
+
+    async def _keep_asking(self, watchdog: Watchdog) -> None:
+        assert self._engine is not None
+        while True:
+            await asyncio.sleep(ASK_INTERVAL_S)
+            watchdog.is_asked = True
+            await self._engine.answer()
+            watchdog.is_asked = False
+
+    async def _watch(self, watchdog: Watchdog) -> None:
+        assert self._engine is not None
+        assert self._server is not None
+        loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(WATCH_INTERVAL_S)
             if self._engine.dead and not self._is_stopping:

@@ -133,3 +133,13 @@ def test_no_stream_is_lost_and_none_differs(fleet: Server, undisturbed: list[Ans
         counted = [at.value("ballast_tokens_total", direction=direction) for at in (before, after)]
         assert counted[1] - counted[0] == sum(answer.usage[name] for answer in answers if answer.usage)
     assert victim not in [replica["replica"] for replica in both_ready(fleet)]
+
+
+def test_an_idle_engine_that_hangs_is_replaced_before_anyone_needs_it(fleet: Server) -> None:
+    victim = both_ready(fleet)[0]
+    os.kill(engine_of(victim), signal.SIGSTOP)
+    until(
+        lambda: victim["replica"] not in [replica["replica"] for replica in both_ready(fleet)],
+        REPLACED_WITHIN_S,
+        "another replica in place of the one that hangs",
+    )

@@ -64,6 +64,13 @@ async def test_it_serves_from_another_process_and_stops_when_told(host: ForkedHo
     assert host.dead
 
 
+async def test_it_shares_our_session_and_not_our_group(host: ForkedHost) -> None:
+    """Linux shares the CPUs between sessions first; Ctrl-C goes to a group."""
+    served = await host.start()
+    assert os.getsid(served.pid) == os.getsid(0)
+    assert os.getpgid(served.pid) != os.getpgid(0)
+
+
 async def test_the_second_of_a_node_is_forked_from_the_same_zygote(
     host: ForkedHost, options: ReplicaOptions, zygotes: list["subprocess.Popen[bytes]"]
 ) -> None:

@@ -1,4 +1,4 @@
-"""An engine hangs when it has work and takes no step; nothing else is a hang."""
+"""An engine hangs when it has work or owes an answer, and takes no step; nothing else is a hang."""
 
 from serving.engine.base import EngineLoad
 from serving.replica.watchdog import Watchdog
@@ -26,6 +26,16 @@ def test_an_idle_engine_may_stand_still() -> None:
     watchdog = Watchdog(limit_s=10)
     assert not any(watchdog.is_hung(load(5, 0), now_s) for now_s in (0.0, 100.0, 1000.0))
     assert not watchdog.is_hung(load(5, 1), 1001.0), "the time counts from when there was work"
+
+
+def test_an_idle_engine_that_owes_an_answer_hangs() -> None:
+    watchdog = Watchdog(limit_s=10)
+    assert not watchdog.is_hung(load(5, 0), 100.0)
+    watchdog.is_asked = True
+    assert not watchdog.is_hung(load(5, 0), 110.0)
+    assert watchdog.is_hung(load(5, 0), 110.1)
+    watchdog.is_asked = False
+    assert not watchdog.is_hung(load(5, 0), 110.2)
 
 
 def test_a_slow_start_is_not_a_hang() -> None:

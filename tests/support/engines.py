@@ -20,6 +20,9 @@ class AppEngine:
     async def start(self) -> None:
         pass
 
+    async def answer(self) -> None:
+        pass
+
     async def stop(self) -> None:
         self.dead = True
 
