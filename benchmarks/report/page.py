@@ -7,7 +7,7 @@ import base64
 import html
 import io
 import json
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ _PNG_DPI = 144
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1f2937 }
 h1 { font-size: 1.5rem; margin-bottom: .3rem } h2 { font-size: 1.15rem; margin-top: 2.2rem }
-.verdict { font-size: 1.1rem; font-weight: 600; padding: .7rem 1rem; border-radius: 6px }
+.verdict { font-size: 1.1rem; font-weight: 600; padding: .7rem 1rem; border-radius: 6px; margin: .4rem 0 }
 .verdict { background: #fdecec; color: #8b1e1e }
 .verdict.good { background: #e7f6ec; color: #1c5c38 } .note { color: #6b7280; font-size: .87rem }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .87rem; margin: .6rem 0 }
@@ -111,22 +111,31 @@ def _heading(document: Document) -> str:
     target, load = document["target"], document["load"]
     how = load["phases"] or load["trace"] or (f"{load['concurrency']} clients" if load["concurrency"] else None)
     rate = f"{load['rate_per_s']:g} requests/s" if load["rate_per_s"] is not None else "rates by search"
-    lines = [sentence(document)] if "sweep" in document else [verdict(each) for each in document["rounds"]]
-    if "chaos" in document:
-        lines.insert(0, chaos_verdict(document))
-    if document["status"] != "complete":
-        lines.insert(0, f"This run is not complete: {document['status']}")
-    is_good = document["status"] == "complete" and (
-        document["chaos"]["is_recovered"]
-        if "chaos" in document
-        else not any("MISSED" in line or "no rate" in line for line in lines)
-    )
     return (
         f"<h1>{html.escape(document['kind'])}: {html.escape(target['model'])} at {html.escape(target['url'])}</h1>"
         f'<p class="note">{html.escape(how or rate)}, {_span(document)}, '
         f"{html.escape(document['measured_at'])}</p>"
-        f'<div class="verdict{" good" if is_good else ""}">{"<br>".join(map(html.escape, lines))}</div>'
+        + "".join(
+            f'<div class="verdict{" good" if is_good else ""}">{html.escape(line)}</div>'
+            for line, is_good in _verdicts(document)
+        )
     )
+
+
+def _verdicts(document: Document) -> Iterator[tuple[str, bool]]:
+    """Each line of the verdict, and whether it is good news."""
+    if document["status"] != "complete":
+        yield f"This run is not complete: {document['status']}", False
+    if "chaos" in document:
+        line = chaos_verdict(document)
+        yield line, line.startswith("RECOVERED")
+    if "sweep" in document:
+        line = sentence(document)
+        yield line, "no rate" not in line
+        return
+    for each in document["rounds"]:
+        line = verdict(each)
+        yield line, line.startswith("SLO HELD")
 
 
 def _span(document: Document) -> str:

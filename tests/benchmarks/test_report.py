@@ -74,6 +74,17 @@ def test_an_interrupted_run_says_so_first(run: Path) -> None:
     assert 'class="verdict">This run is not complete: interrupted' in text
 
 
+def test_after_faults_a_missed_slo_stays_bad_news(run: Path) -> None:
+    found = documents.read(run)
+    found.document["rounds"][0]["marks"] = []
+    found.document["rounds"][0]["goodput"] |= {"is_slo_held": False}
+    found.document["chaos"] = {"num_faults": 0, "num_recovered": 0, "is_recovered": True, "max_recovery_s": None,
+                               "longest_recovery_s": None}  # fmt: skip
+    text = write_report(found).read_text()
+    assert 'class="verdict good">RECOVERED' in text
+    assert 'class="verdict">SLO MISSED' in text
+
+
 def test_rates_over_time_add_up_to_what_was_sent(tmp_path: Path) -> None:
     rows = rows_of(tmp_path, [row(0.05 * at, **(FAILED if at % 10 == 0 else {})) for at in range(200)])
     found = series(rows, Slo(ttft_s=0.05))
