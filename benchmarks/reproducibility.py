@@ -52,6 +52,8 @@ class Found:
     num_greedy: int
     greedy_other: int
     others_served: int
+    others_refused: int
+    """503: they would have waited for too long."""
     most_running: int
 
 
@@ -74,7 +76,7 @@ class Load:
     def __init__(self, client: httpx.AsyncClient, seed: int) -> None:
         self._client = client
         self._rng = random.Random(seed)
-        self.num_served = self.num_running = self.most_running = 0
+        self.num_served = self.num_refused = self.num_running = self.most_running = 0
 
     async def run(self) -> None:
         tasks: set[asyncio.Task[None]] = set()
@@ -99,6 +101,10 @@ class Load:
         try:
             await ask(self._client, words, rng.randint(5, 80), asked)
             self.num_served += 1
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+                raise
+            self.num_refused += 1
         finally:
             self.num_running -= 1
 
@@ -132,6 +138,7 @@ async def measure(server: RunningServer, kernels: str, prefix_caching: bool, num
         num_greedy=num_answers,
         greedy_other=_num_other(greedy),
         others_served=load.num_served,
+        others_refused=load.num_refused,
         most_running=load.most_running,
     )
 

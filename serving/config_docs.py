@@ -90,14 +90,17 @@ def _rows(keys: KeyMap, node: Schema, place: str, device: str) -> Iterator[tuple
 
 
 def _merged(rows: list[_Row]) -> list[_Row]:
-    """Rows of both devices as one; a key of one device only says so."""
+    """Rows of both devices as one; a key of one device only says so, and so does a default that differs."""
     devices = {row.device for row in rows}
     merged: dict[str, _Row] = {}
     for row in rows:
-        alone = sum(other.key == row.key for other in rows) < len(devices)
-        note = f" Only with `device: {row.device}`." if alone else ""
+        twins = [other for other in rows if other.key == row.key]
+        note = f" Only with `device: {row.device}`." if len(twins) < len(devices) else ""
         kind = "`cpu`, `cuda`" if row.key == "device" else row.kind
-        merged.setdefault(row.key, _Row(row.key, kind, row.default, row.meaning + note, row.device))
+        default = row.default
+        if row.key != "device" and len({twin.default for twin in twins}) > 1:
+            default = ", ".join(f"{twin.default} ({twin.device})" for twin in twins)
+        merged.setdefault(row.key, _Row(row.key, kind, default, row.meaning + note, row.device))
     return list(merged.values())
 
 

@@ -119,6 +119,7 @@ def replica_options(config: Config, model: ModelConfig, pool: CpuPool | CudaPool
         drain_s=config.server.shutdown_grace_s,
         watchdog_s=pool.watchdog_s,
         version=_version(model, pool),
+        model_version=_digest(_model_parts(model)),
         log_level=config.server.log_level,
         log_path=str(config.server.log_path),
         grammar_compile_s=config.limits.grammar_compile_s,
@@ -194,6 +195,9 @@ def engine_args(config: Config, model: ModelConfig, pool: CpuPool | CudaPool) ->
 
 def _version(model: ModelConfig, pool: CpuPool | CudaPool) -> str:
     """Twelve hex digits over everything that can change an answer."""
-    parts = model.model_dump(mode="json", exclude={"pools", "cost", "slo", "aliases"})
-    parts["engine"] = pool.engine.model_dump(mode="json")
-    return _digest(parts)
+    return _digest({**_model_parts(model), "engine": pool.engine.model_dump(mode="json")})
+
+
+def _model_parts(model: ModelConfig) -> dict[str, object]:
+    """What of it changes answers, whatever the pool."""
+    return model.model_dump(mode="json", exclude={"pools", "cost", "slo", "aliases"})

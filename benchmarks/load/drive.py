@@ -20,6 +20,8 @@ from benchmarks.load.schedule import Planned, Schedule
 from benchmarks.load.target import Target
 
 _LAG_EVERY_S = 0.02
+_AFTER_FAILURE_S = 0.1
+"""That a client of a closed loop waits when it got no answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,7 @@ class Drive:
         self._manner = manner
         self._recorder = recorder
         self._slots = asyncio.Semaphore(manner.concurrency) if manner.concurrency else None
-        self._running: set[asyncio.Task[None]] = set()
+        self._running: set[asyncio.Task[object]] = set()
         self._main: asyncio.Task[None] | None = None
         self._is_stopped = False
         self.lag = Histogram()
@@ -92,7 +94,7 @@ class Drive:
         finally:
             alarm.close()
 
-    def _start(self, session: "asyncio._CoroutineLike[None]") -> None:
+    def _start(self, session: "asyncio._CoroutineLike[object]") -> None:
         task = asyncio.create_task(session)
         self._running.add(task)
         task.add_done_callback(self._running.discard)
@@ -114,21 +116,25 @@ class Drive:
         end_s = free_s + self._manner.span_s if self._manner.span_s else float("inf")
         while free_s < end_s and not self._is_stopped and (session := next(sessions, None)):
             question = self._speech.question(session[0])
-            await self._session(session, free_s, question, self._speech.body(session[0], [question]))
+            is_whole = await self._session(session, free_s, question, self._speech.body(session[0], [question]))
+            if not is_whole:  # a server that refuses at once would be asked thousands of times a second
+                await asyncio.sleep(_AFTER_FAILURE_S)
             free_s = time.monotonic()
 
-    async def _session(self, session: Sequence[Planned], intended_s: float, question: str, body: bytes) -> None:
-        """The turns of one conversation, the first of which is due."""
+    async def _session(self, session: Sequence[Planned], intended_s: float, question: str, body: bytes) -> bool:
+        """The turns of one conversation, the first of which is due. Whether all of them were answered."""
         said = [question]
         for place, planned in enumerate(session):
             answer = Answer(keeps_text=len(session) > 1)
             await self._request(planned, intended_s, body, answer)
-            if place + 1 == len(session) or self._is_stopped or answer.problem() is not None:
-                return  # nobody goes on with a conversation that broke off
+            is_whole = answer.problem() is None
+            if place + 1 == len(session) or self._is_stopped or not is_whole:
+                return is_whole  # nobody goes on with a conversation that broke off
             intended_s = time.monotonic() + self._manner.think_s
             said += ["".join(answer.text), self._speech.question(session[place + 1])]
             body = self._speech.body(session[place + 1], said)
             await asyncio.sleep(intended_s - time.monotonic())
+        return True
 
     async def _request(self, planned: Planned, intended_s: float, body: bytes, answer: Answer) -> None:
         dispatched_s = time.monotonic()

@@ -1,7 +1,8 @@
 """What a request says: an HTTP body from its plan, a function of the seed and the request's index alone.
 
 Every prompt begins with a word of its own, so that a prefix cache gives away nothing but what the workload shares on
-purpose: a system message (`Workload.prefix_tokens`), or the turns of a conversation.
+purpose: a system message (`Workload.prefix_tokens`), or the turns of a conversation. ``salt`` keeps two runs of one
+seed apart.
 """
 
 import functools
@@ -68,12 +69,13 @@ class Speech:
     tokens_per_word: float = 1.0
     overhead_tokens: float = 0.0
     prefix_tokens: int = 0
+    salt: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
 
     def question(self, planned: Planned) -> str:
         """The user's part, as long as planned, the shared prefix left out."""
         wanted = planned.prompt_tokens - self.overhead_tokens * (planned.turn == 0)
-        digest = hashlib.blake2s(f"{self.seed}/{planned.index}".encode(), digest_size=9).digest()
+        digest = hashlib.blake2s(f"{self.seed}/{planned.index}{self.salt}".encode(), digest_size=9).digest()
         # No other request begins with this word: the first block of tokens differs, whatever the vocabulary.
         nonce, place = digest[:5].hex(), int.from_bytes(digest[5:])
         num_words = round(wanted / self.tokens_per_word) - _NONCE_WORDS
@@ -83,7 +85,9 @@ class Speech:
         """The text that this request shares with others; empty without one."""
         if not self.prefix_tokens:
             return ""
-        place = int.from_bytes(hashlib.blake2s(f"{self.seed}/prefix/{planned.prefix}".encode(), digest_size=4).digest())
+        place = int.from_bytes(
+            hashlib.blake2s(f"{self.seed}/prefix/{planned.prefix}{self.salt}".encode(), digest_size=4).digest()
+        )
         return _babble(self.seed).words(place, max(1, round(self.prefix_tokens / self.tokens_per_word)))
 
     def body(self, planned: Planned, said: Sequence[str]) -> bytes:

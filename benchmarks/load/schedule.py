@@ -19,8 +19,8 @@ from benchmarks.simulator.trace import Trace
 
 PROMPT, OUTPUT = Lengths("fixed", 128), Lengths("fixed", 64)
 NEVER = 0
-_LAP_BITS = 32
 """Of ``cancel_after``: the client stays to the end."""
+_LAP_BITS = 32
 
 
 class Kind(IntEnum):
@@ -100,6 +100,10 @@ class Schedule:
     def is_open(self) -> bool:
         """Whether sessions have times of their own."""
         return len(self) > 0 and not bool(np.isnan(self.at_s[0]))
+
+    @property
+    def num_sessions(self) -> int:
+        return len(np.unique(self.session))
 
     @property
     def span_s(self) -> float:

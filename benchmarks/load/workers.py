@@ -122,6 +122,7 @@ def send(job: Job, folder: Path, num_workers: int, watch: Callable[[Live], None]
 
     Ctrl-C ends the run and keeps what it has. Raises BenchError when a worker dies.
     """
+    num_workers = min(num_workers, job.schedule.num_sessions)
     if job.manner.concurrency is not None:
         num_workers = min(num_workers, job.manner.concurrency)
     live = Live(len(job.schedule))

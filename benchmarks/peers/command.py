@@ -27,7 +27,7 @@ from benchmarks.load.probe import learn_speech
 from benchmarks.load.prompts import Speech
 from benchmarks.peers.contenders import BALLAST, CONTENDERS, VLLM, Setting
 from benchmarks.peers.launch import PeerError, Server
-from benchmarks.peers.ratios import JUDGED, METRICS, MODES, Case, Measured, Turn, ahead_of_ballast, summarise
+from benchmarks.peers.ratios import JUDGED, METRICS, MODES, Case, Measured, Turn, ahead_of_ballast, summarise, unknown
 from benchmarks.runs import document as documents
 from benchmarks.runs import serve
 from benchmarks.runs.live import View, quiet
@@ -77,9 +77,9 @@ def parser() -> argparse.ArgumentParser:
         prog="ballast bench peers",
         description="The same load on Ballast, raw vLLM, Ray Serve LLM, and routers and proxies before raw vLLM. "
         "`make setup-peers` installs those that are not part of Ballast.",
-        epilog="Exit codes: 0 nobody is ahead of Ballast beyond noise in throughput or TTFT; 1 somebody is; 2 an "
-        "option is wrong or Ballast does not start; 3 the generator was the bottleneck; 130 interrupted, what was "
-        "measured is kept. Example: ballast bench peers --peers vllm,litellm --rounds 5",
+        epilog="Exit codes: 0 nobody is ahead of Ballast beyond noise in throughput or TTFT; 1 somebody is, or it is "
+        "not known; 2 an option is wrong or Ballast does not start; 3 the generator was the bottleneck; 130 "
+        "interrupted, what was measured is kept. Example: ballast bench peers --peers vllm,litellm --rounds 5",
     )
     names = [name for name in CONTENDERS if name != BALLAST]
     options.add_argument("--peers", default=",".join(names), metavar="NAMES", help=f"of {', '.join(names)}")
@@ -335,7 +335,7 @@ def _finish(document: documents.Document, folder: Path, options: argparse.Namesp
     complaints = [each["generator"]["complaint"] for each in rounds if each["generator"]["complaint"]]
     if complaints:
         raise GeneratorTooSlow(f"{len(complaints)} of {len(rounds)} measurements were left out: {complaints[0]}")
-    return AHEAD_EXIT_CODE if ahead_of_ballast(summary) else 0
+    return AHEAD_EXIT_CODE if ahead_of_ballast(summary) or unknown(summary) else 0
 
 
 def _turn(found: dict[str, Any], folder: Path, span_s: float) -> Measured:
@@ -374,9 +374,17 @@ def _print(summary: Sequence[dict[str, Any]], missing: dict[str, str]) -> None:
     console.print(table)
     for name, reason in missing.items():
         console.print(Text(f"{name}: not measured: {reason}", style="yellow"))
-    ahead = ahead_of_ballast(summary)
-    words = f"AHEAD OF BALLAST: {'; '.join(ahead)}" if ahead else "NOBODY AHEAD of Ballast beyond noise"
-    console.print(Text(words, style="bold red" if ahead else "bold green"))
+    for row in summary:
+        if row["num_silent_rounds"]:
+            words = f"{row['contender']} answered nothing in {row['num_silent_rounds']} of {row['num_rounds']} rounds"
+            console.print(Text(f"{words} at C={row['concurrency']} ({row['mode']}): left out", style="yellow"))
+    ahead, why = ahead_of_ballast(summary), unknown(summary)
+    words = "NOBODY AHEAD of Ballast beyond noise"
+    if ahead:
+        words = f"AHEAD OF BALLAST: {'; '.join(ahead)}"
+    elif why:
+        words = f"NOT KNOWN who is ahead: {'; '.join(why)}"
+    console.print(Text(words, style="bold red" if ahead or why else "bold green"))
 
 
 def _value(row: dict[str, Any], metric: str) -> str:

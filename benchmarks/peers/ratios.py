@@ -22,7 +22,6 @@ from benchmarks.runs.intervals import NUM_BLOCKS, draw_rounds, draw_weights, int
 from benchmarks.runs.rows import Rows
 
 Judgement = Literal["ahead", "behind", "even", "unknown"]
-_MOST_EMPTY = 0.05
 METRICS = ("output_tokens_per_s", "ttft_p50_ms", "tpot_p50_ms")
 JUDGED = ("output_tokens_per_s", "ttft_p50_ms")
 """Metrics in which nobody may be ahead of Ballast."""
@@ -89,7 +88,7 @@ class Ratio:
     value: float
     low: float
     high: float
-    """NaN where a resample had no request at all: too few were answered."""
+    """NaN where too few were answered."""
     judgement: Judgement
     """Of the contender: ``ahead`` or ``behind`` when the whole interval is on that side of 1."""
 
@@ -106,25 +105,37 @@ def summarise(measured: Sequence[Measured], seed: int = 0) -> list[dict[str, Any
                 {
                     "contender": contender, "mode": case.mode, "concurrency": case.concurrency,
                     "num_rounds": len(theirs), **_figures(list(theirs.values()), seed),
+                    "num_silent_rounds": sum(_is_silent(turn) for turn in theirs.values()),
                     "ratios": {} if contender == BALLAST else _ratios(ours, theirs, seed),
                 }
             )  # fmt: skip
     return found
 
 
+def _is_silent(turn: Turn) -> bool:
+    """Whether nothing at all was answered."""
+    return not turn.rows.is_ok.any()
+
+
 def _figures(turns: Sequence[Turn], seed: int) -> dict[str, Any]:
-    """Of all rounds together."""
+    """Of all rounds together in which something was answered, as ratios are."""
+    turns = [turn for turn in turns if not _is_silent(turn)] or turns
     rounds = [turn.rows for turn in turns]
     weights = draw_weights(np.random.default_rng(seed), [NUM_BLOCKS] * len(rounds), 1)
     num_ok = sum(int(rows.is_ok.sum()) for rows in rounds)
     tokens = sum(int(rows.output_tokens[rows.is_ok].sum()) for rows in rounds)
     return {
-        **{name: round(_metric(turns, name, weights)[0], 3) for name in METRICS if num_ok},
+        **{name: _rounded(_metric(turns, name, weights)[0], 3) for name in METRICS if num_ok},
         "cpu_us_per_token": _median([turn.cpu_us_per_token for turn in turns]),
         "num_ok": num_ok,
         "num_failed": sum(int((rows.counts & ~rows.is_ok).sum()) for rows in rounds),
         "output_tokens_mean": round(tokens / max(1, num_ok), 2),
     }
+
+
+def _rounded(value: float, places: int) -> float | None:
+    """None: there was nothing to measure, as with TPOT of answers of one token."""
+    return None if np.isnan(value) else round(value, places)
 
 
 def _median(values: Sequence[float]) -> float | None:
@@ -135,7 +146,7 @@ def _median(values: Sequence[float]) -> float | None:
 
 def _ratios(ours: Mapping[int, Turn], theirs: Mapping[int, Turn], seed: int) -> dict[str, Any]:
     both = [number for number in theirs if number in ours]
-    both = [number for number in both if all(side[number].rows.is_ok.any() for side in (ours, theirs))]
+    both = [number for number in both if not any(_is_silent(side[number]) for side in (ours, theirs))]
     if not both:
         return {}
     found = {
@@ -144,7 +155,7 @@ def _ratios(ours: Mapping[int, Turn], theirs: Mapping[int, Turn], seed: int) -> 
     }
     return {
         name: {
-            "value": each.value,
+            "value": _rounded(each.value, 4),
             "ci95": None if np.isnan(each.low) else [each.low, each.high],
             "judgement": each.judgement,
         }
@@ -160,10 +171,8 @@ def ratio(ours: Sequence[Turn], theirs: Sequence[Turn], metric: str, seed: int =
     a, drawn_a = _metric(ours, metric, draw_weights(rng, blocks, NUM_RESAMPLES, picked))
     b, drawn_b = _metric(theirs, metric, draw_weights(rng, blocks, NUM_RESAMPLES, picked))
     drawn = drawn_b / np.maximum(drawn_a, 1e-9)
-    # Requests of a closed loop come in waves: now and then a resample of one round has drawn none.
-    is_empty = np.isnan(drawn)
-    low, high = interval(drawn[~is_empty]) if is_empty.mean() < _MOST_EMPTY else (float("nan"), float("nan"))
-    return Ratio(round(b / max(a, 1e-9), 4), round(low, 4), round(high, 4), judge(metric, low, high))
+    low, high = interval(drawn)
+    return Ratio(b / max(a, 1e-9), round(low, 4), round(high, 4), judge(metric, low, high))
 
 
 def judge(metric: str, low: float, high: float) -> Judgement:
@@ -181,6 +190,19 @@ def _metric(turns: Sequence[Turn], metric: str, weights: NDArray[np.float64]) ->
         return float(tokens.sum()) / span_s, (weights @ tokens) / span_s
     side = Side([turn.rows for turn in turns], is_closed=True)
     return quantile(side.latency(metric.partition("_")[0]), 0.5, weights)
+
+
+def unknown(summary: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Why nobody can say who is ahead, in words; empty when one can."""
+    silent = [
+        f"Ballast answered nothing at C={row['concurrency']} ({row['mode']})"
+        for row in summary
+        if row["contender"] == BALLAST and not row["num_ok"]
+    ]
+    judged = (row["ratios"][metric]["judgement"] for row in summary for metric in JUDGED if row["ratios"])
+    if not silent and all(judgement == "unknown" for judgement in judged):
+        return ["no peer was measured beside Ballast well enough"]
+    return silent
 
 
 def ahead_of_ballast(summary: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from benchmarks.load.mistake import BenchError
 from benchmarks.report.charts import knee_chart, server_chart, tails_chart, time_chart
 from benchmarks.report.series import series
 from benchmarks.runs.document import Document, Found
@@ -20,7 +21,16 @@ from benchmarks.runs.rows import Rows, read_rows
 from benchmarks.runs.slo import Slo
 from benchmarks.runs.summary import PERCENTILES
 from benchmarks.runs.sweep import sentence
-from benchmarks.runs.words import LABELS, MARK_HEADER, SERVER_LABELS, chaos_verdict, mark_rows, server_label, verdict
+from benchmarks.runs.words import (
+    LABELS,
+    MARK_HEADER,
+    SERVER_LABELS,
+    chaos_verdict,
+    mark_rows,
+    server_label,
+    share_interval,
+    verdict,
+)
 
 NAME = "report.html"
 _PNG_DPI = 144
@@ -40,9 +50,11 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere } details { margin: .6rem 0
 
 
 def write_report(found: Found) -> Path:
-    """Write the page and its charts into the run's folder; returns the page. Raises BenchError for rows that are
-    gone."""
+    """Write the page and its charts into the run's folder; returns the page. Raises BenchError for rows that are gone,
+    and for a run of a kind that has no page."""
     document = found.document
+    if "slo" not in document:
+        raise BenchError(f"{found.folder}: a run of `bench {document['kind']}` has no page; it prints its table")
     slo = Slo(**{name: document["slo"][name] for name in ("ttft_s", "tpot_s", "e2e_s", "objective")})
     rounds = [
         read_rows(found.rows_of(number), document["load"]["warmup_s"]) for number in range(len(document["rounds"]))
@@ -161,10 +173,10 @@ def _slo_table(document: Document, slo: Slo) -> str:
         goodput = each["goodput"]
         if not goodput or goodput["share_in_slo"] is None:
             continue
-        low, high = goodput["share_in_slo_ci95"]
         rows.append([
             f"{each['rate_per_s']:.4g}/s" if each["rate_per_s"] is not None else f"round {each['round']}",
-            f"{goodput['share_in_slo']:.2%} <small>{low:.2%} to {high:.2%}</small>", f"{goodput['requests_per_s']:.3g}",
+            f"{goodput['share_in_slo']:.2%} <small>{share_interval(goodput)}</small>",
+            f"{goodput['requests_per_s']:.3g}",
             f"{goodput['output_tokens_per_s']:.0f}", str(each["requests"]["num_ok"]),
             str(each["requests"]["num_error"]),
             "held" if goodput["is_slo_held"] else "missed",

@@ -135,10 +135,11 @@ def marks_of(found: Round, marks: Sequence[Mark], plan: Plan) -> list[dict[str, 
     happened = [mark for mark in marks if mark.at_s is not None]
     happened.sort(key=lambda mark: mark.at_s or 0.0)
     seen = effects(found.rows, plan.slo, [mark.at_s or 0.0 for mark in happened]) if len(found.rows) else []
-    return [
-        *({**mark.document, **effect.document} for mark, effect in zip(happened, seen, strict=False)),
-        *(mark.document for mark in marks if mark.at_s is None),
-    ]
+    described = [{**mark.document, **effect.document} for mark, effect in zip(happened, seen, strict=False)]
+    for each in described:
+        if each["done_s"] is None and each["error"] is None:
+            each["not_recovered_because"] = "it was still being done when the run ended; a longer --duration shows more"
+    return [*described, *(mark.document for mark in marks if mark.at_s is None)]
 
 
 def judge(marks: Sequence[dict[str, Any]], max_recovery_s: float | None) -> dict[str, Any]:
@@ -146,7 +147,10 @@ def judge(marks: Sequence[dict[str, Any]], max_recovery_s: float | None) -> dict
     recoveries_s = [mark.get("recovery_s") for mark in marks]
     known_s = [each for each in recoveries_s if each is not None]
     in_time = [
-        mark["error"] is None and recovery_s is not None and (max_recovery_s is None or recovery_s <= max_recovery_s)
+        mark["error"] is None
+        and mark["done_s"] is not None
+        and recovery_s is not None
+        and (max_recovery_s is None or recovery_s <= max_recovery_s)
         for mark, recovery_s in zip(marks, recoveries_s, strict=True)
     ]
     return {

@@ -41,10 +41,12 @@ QUANTILES = (
 REGRESSION_EXIT_CODE = 1
 NUM_RESAMPLES = 4000
 _OVERALL_ERROR = 0.05
+_ONE_ROUND = "one round: what differs from run to run is not in the intervals; measure with --rounds 5"
 _SAME_LOAD = (
     "rate_per_s", "concurrency", "requests", "phases", "trace", "arrivals", "burstiness", "max_concurrency",
     "prompt_tokens", "output_tokens", "lengths_from", "prefix_tokens", "num_prefixes", "turns", "think_s",
-    "tools_share", "json_share", "cancel_share", "slow_share", "endpoint",
+    "tools_share", "json_share", "cancel_share", "slow_share", "endpoint", "extra",
+    "has_min_tokens", "faults",
 )  # fmt: skip
 
 
@@ -100,7 +102,7 @@ class Metric:
 
 
 def compare(a: Side, b: Side, tolerance: Tolerance, seed: int = 0) -> list[Metric]:
-    """Every metric that both sides have enough values for."""
+    """Every metric that both sides have enough values for. Raises BenchError when there is none."""
     rng = np.random.default_rng(seed)
     weights_a, weights_b = a.weights(rng), b.weights(rng)
     rows: list[tuple[str, tuple[float, NDArray[np.float64]], tuple[float, NDArray[np.float64]]]] = []
@@ -114,6 +116,9 @@ def compare(a: Side, b: Side, tolerance: Tolerance, seed: int = 0) -> list[Metri
         rows.append(("output_tokens_per_s", _rate(a, weights_a), _rate(b, weights_b)))
     level = 1.0 - _OVERALL_ERROR / (len(rows) + 1)
     found = [_ratio(name, ours, theirs, level, tolerance.ratio) for name, ours, theirs in rows]
+    found = [metric for metric in found if not np.isnan(metric.low)]
+    if not found:
+        raise BenchError("too few requests were answered, or in too few moments, to tell anything; measure for longer")
     return [*found, _difference(_failed(a, weights_a), _failed(b, weights_b), level, tolerance.failed_share)]
 
 
@@ -132,7 +137,9 @@ def _rate(side: Side, weights: NDArray[np.float64]) -> tuple[float, NDArray[np.f
 
 def _failed(side: Side, weights: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
     failed, counted = side.per_block("failed"), side.per_block("counted")
-    return float(failed.sum() / max(1.0, counted.sum())), (weights @ failed) / np.maximum(weights @ counted, 1.0)
+    drawn = weights @ counted
+    shares = np.where(drawn > 0.0, (weights @ failed) / np.maximum(drawn, 1.0), np.nan)
+    return float(failed.sum() / max(1.0, counted.sum())), shares
 
 
 def _ratio(
@@ -168,8 +175,10 @@ def _judge(low: float, high: float, best: float, worst: float) -> Judgement:
 
 
 def read_side(found: Found) -> Side:
-    """Raises BenchError: a run without a round, or with rounds at several rates."""
+    """Raises BenchError: a run without a round, with rounds at several rates, or one that measured its generator."""
     rounds = found.document["rounds"]
+    if complaint := next((each["generator"]["complaint"] for each in rounds if each["generator"]["complaint"]), None):
+        raise BenchError(f"{found.folder} says nothing of its server: {complaint}")
     if not rounds:
         raise BenchError(f"{found.folder}: the run has no round; it ended before the first was over")
     if len({each["rate_per_s"] for each in rounds}) > 1:
@@ -182,11 +191,20 @@ def read_side(found: Found) -> Side:
 
 
 def check_same_load(a: Found, b: Found) -> None:
-    """Raises BenchError when the two were sent different load: a ratio would say nothing."""
-    ours, theirs = a.document["load"], b.document["load"]
+    """Raises BenchError when the two were sent different load or had different faults: a ratio would say nothing."""
+    for run in (a, b):
+        if "rate_per_s" not in run.document.get("load", {}):
+            raise BenchError(f"{run.folder}: a run of `bench {run.document['kind']}`; compare runs of `bench serve`")
+    ours, theirs = _load_of(a), _load_of(b)
     if different := [name for name in _SAME_LOAD if ours.get(name) != theirs.get(name)]:
         words = "; ".join(f"{name} is {ours.get(name)} in A and {theirs.get(name)} in B" for name in different)
         raise BenchError(f"A and B were sent different load: {words}. Repeat one of them with the other's options")
+
+
+def _load_of(run: Found) -> dict[str, Any]:
+    """What was sent, and what broke meanwhile."""
+    marks = [mark for each in run.document["rounds"] for mark in each.get("marks", ()) if "planned_s" in mark]
+    return {**run.document["load"], "faults": [f"{mark['name']} at {mark['planned_s']:g} s" for mark in marks]}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -214,6 +232,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sides = read_side(a), read_side(b)
     metrics = compare(*sides, Tolerance(options.tolerance, options.failed_tolerance))
     document = describe(metrics, sides)
+    document["notes"] += [
+        f"{name} is not complete: {run.document['status']}"
+        for name, run in (("A", a), ("B", b))
+        if run.document["status"] != "complete"
+    ]
     if options.json:
         print(json.dumps(document))
     else:
@@ -230,7 +253,7 @@ def describe(metrics: Sequence[Metric], sides: tuple[Side, Side]) -> dict[str, A
         "worse": [metric.name for metric in metrics if metric.judgement == "worse"],
         "better": [metric.name for metric in metrics if metric.judgement == "better"],
         "num_rounds": [len(side.rounds) for side in sides],
-        "note": None if least_rounds > 1 else "one round: what differs from run to run is not in the intervals",
+        "notes": [] if least_rounds > 1 else [_ONE_ROUND],
         "metrics": [asdict(metric) for metric in metrics],
     }
 
@@ -250,5 +273,5 @@ def _print(metrics: Sequence[Metric], document: dict[str, Any]) -> None:
         judged = Text(metric.judgement, style=styles[metric.judgement])
         table.add_row(metric.name, f"{metric.a:.4g}", f"{metric.b:.4g}", effect, span, judged)
     console.print(table)
-    if document["note"]:
-        console.print(Text(f"{document['note']}: measure with --rounds 5", style="dim"))
+    for note in document["notes"]:
+        console.print(Text(note, style="yellow"))

@@ -17,6 +17,7 @@ NUM_RESAMPLES = 1000
 _RESAMPLES_AT_ONCE = 500
 LEAST_BEYOND = 5
 """A percentile with fewer values beyond it gets no interval: there is nothing to draw again."""
+_MOST_EMPTY = 0.05
 
 
 def blocks_of(at_s: NDArray[np.float64], num_blocks: int = NUM_BLOCKS) -> NDArray[np.int64]:
@@ -64,7 +65,11 @@ def resampled_quantiles_us(
 
 
 def interval(values: NDArray[np.float64], level: float = 0.95) -> tuple[float, float]:
-    """The middle ``level`` of resampled values; NaN where one of them is."""
+    """The middle ``level`` of resampled values. A resample that drew nothing but empty blocks is NaN and left out;
+    where they are many, what was measured lies in too few moments to say anything: two NaN."""
+    values, num_drawn = values[~np.isnan(values)], len(values)
+    if len(values) < (1.0 - _MOST_EMPTY) * num_drawn or not len(values):
+        return float("nan"), float("nan")
     tail = (1.0 - level) / 2.0
     low, high = np.quantile(values, (tail, 1.0 - tail))
     return float(low), float(high)

@@ -26,6 +26,8 @@ from serving.errors import OperatorError
 from serving.lifecycle.control import Apply, InForce, apply
 from serving.lifecycle.processes import start_ticks
 
+_LAST_WORDS_S = 2.0
+"""That a fault which is being done gets to end when the run has ended."""
 APPLY_TIMEOUT_S = 300.0
 """After which a config that does not come up is taken back."""
 FORMS = {
@@ -158,6 +160,7 @@ class Site:
                 kill(mark.pid, signal.SIGSTOP)
                 if fault.span_s is not None:
                     over.wait(fault.span_s)
+                if fault.span_s is not None or over.is_set():
                     self._go_on(mark.pid)
             case "kill-replica" | "drain-replica":
                 victim = self._busiest()
@@ -258,6 +261,8 @@ class Saboteur:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
         self._over.set()
         self._site.go_on()
+        for thread in self._threads:
+            thread.join(_LAST_WORDS_S)
 
     def begin(self, started_s: float) -> None:
         """``started_s``: `time.monotonic` of the run's start. Only the first call counts."""

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,10 +66,10 @@ class Plan:
         names = (
             "concurrency", "requests", "phases", "arrivals", "burstiness", "max_concurrency", "prompt_tokens",
             "output_tokens", "prefix_tokens", "num_prefixes", "turns", "tools_share", "json_share", "cancel_share",
-            "slow_share", "seed", "rounds", "endpoint", "workers", "extra",
+            "slow_share", "seed", "salt", "rounds", "endpoint", "workers", "extra",
         )  # fmt: skip
         found = {name: getattr(options, name) for name in names}
-        found["rate_per_s"] = options.rate
+        found |= {"rate_per_s": options.rate, "has_min_tokens": not options.no_min_tokens}
         found |= {f"{name}_s": getattr(options, name) for name in ("think", "duration", "warmup", "timeout")}
         for name in ("trace", "lengths_from"):
             path = getattr(options, name)
@@ -124,7 +125,9 @@ def add_workload(parser: argparse.ArgumentParser) -> None:
         "--cancel-share", type=float, default=0.0, metavar="SHARE", help="of clients that hang up midway"
     )
     group.add_argument("--slow-share", type=float, default=0.0, metavar="SHARE", help="of clients that read slowly")
-    group.add_argument("--seed", type=int, default=0, help="same seed, same schedule and same words")
+    group.add_argument("--seed", type=int, default=0, help="same seed, same schedule and same lengths")
+    group.add_argument("--salt", default=secrets.token_hex(4), metavar="WORD",
+                       help="same seed and salt, same words; default: a new one, unknown to any cache")  # fmt: skip
 
 
 def add_load(parser: argparse.ArgumentParser, *, has_rate: bool = True) -> None:
@@ -177,7 +180,8 @@ def make_plan(options: argparse.Namespace) -> Plan:
     target = parse_target(url, os.environ.get(options.key_env))
     model = options.model or first_model(target)
     metrics_url = options.metrics_url or (f"http://127.0.0.1:{record.admin_port}/metrics" if record else None)
-    source = Source(metrics_url, options.server_pid or (record.pid if record else None))
+    names = [entry.name for entry in config.models if model in entry.names] if config else []
+    source = Source(metrics_url, options.server_pid or (record.pid if record else None), *names)
     source.check()
     prices = prices_of(config, model) if config else None
     promised = prices.slo if prices else Slo()
@@ -185,7 +189,7 @@ def make_plan(options: argparse.Namespace) -> Plan:
     workload = make_workload(options)
     speech = Speech(
         model, options.seed, options.endpoint, not options.no_min_tokens,
-        prefix_tokens=options.prefix_tokens, extra=options.extra,
+        prefix_tokens=options.prefix_tokens, salt=options.salt, extra=options.extra,
     )  # fmt: skip
     return Plan(target, learn_speech(target, speech), workload, slo, source, prices, options)
 

@@ -68,14 +68,17 @@ class Reading:
     """By pool."""
 
 
-def read(text: str) -> Reading:
-    """Raises ValueError when it is not Prometheus's format."""
+def read(text: str, model: str | None = None) -> Reading:
+    """Without the series of other models than ``model`` (None: of all). Raises ValueError when it is not Prometheus's
+    format."""
     values: dict[str, list[float]] = defaultdict(list)
     buckets: dict[str, Buckets] = defaultdict(lambda: defaultdict(float))
     usd_per_hour: dict[str, float] = defaultdict(float)
     ready: dict[str, float] = defaultdict(float)
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
+            if model not in (None, sample.labels.get("model") or sample.labels.get("model_name") or model):
+                continue
             pool = sample.labels.get("pool", "")
             if sample.name == _USD_PER_HOUR:
                 usd_per_hour[pool] += sample.value

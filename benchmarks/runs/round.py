@@ -61,7 +61,7 @@ def run_round(plan: Plan, folder: Path, number: int, rate_per_s: float | None, w
         "is_interrupted": sent.is_interrupted,
         **summarise(rows, plan.slo, seed),
         "generator": {**_finite(asdict(sent.effort)), "complaint": complaint},
-        "server": watcher.document(),
+        "server": watcher.document(options.warmup),
         "timeline": watcher.timeline(),
         "files": [str(path.relative_to(folder)) for path in sent.rows],
     }

@@ -87,12 +87,16 @@ def _percentiles(found: Sample, weights: NDArray[np.float64]) -> dict[str, Any]:
     for place, (name, share) in enumerate(PERCENTILES.items()):
         ci95 = None
         if drawn is not None and number * (1.0 - share) >= LEAST_BEYOND:
-            low, high = interval(drawn[:, place])
-            ci95 = [_ms(low), _ms(high)]
+            ci95 = _known([_ms(bound) for bound in interval(drawn[:, place])])
         # A bucket's middle may lie beyond all that is in it.
         result[name] = {"value": _ms(min(values[place], most_us)), "ci95": ci95}
     result["max"] = _ms(most_us)
     return result
+
+
+def _known(ends: list[float | None]) -> list[float | None] | None:
+    """None: the interval is not known."""
+    return None if None in ends else ends
 
 
 def _ms(value_us: float) -> float | None:
@@ -118,14 +122,15 @@ def _throughput(rows: Rows) -> dict[str, float]:
 
 
 def share_in_slo(rows: Rows, slo: Slo, weights: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-    """Share of requests that met the SLO, and that of each resample; NaN when none counts."""
+    """Share of requests that met the SLO, and that of each resample; NaN where none counts."""
     counted = rows.counts
     block = blocks_of(rows.intended_s)
     met = np.bincount(block[slo.is_met(rows)], minlength=NUM_BLOCKS).astype(np.float64)
     number = np.bincount(block[counted], minlength=NUM_BLOCKS).astype(np.float64)
     if not counted.any():
         return float("nan"), np.full(len(weights), np.nan)
-    return float(met.sum() / number.sum()), (weights @ met) / np.maximum(weights @ number, 1.0)
+    drawn = weights @ number
+    return float(met.sum() / number.sum()), np.where(drawn > 0.0, (weights @ met) / np.maximum(drawn, 1.0), np.nan)
 
 
 def _goodput(rows: Rows, slo: Slo, weights: NDArray[np.float64]) -> dict[str, Any]:
@@ -136,7 +141,7 @@ def _goodput(rows: Rows, slo: Slo, weights: NDArray[np.float64]) -> dict[str, An
     is_known = not np.isnan(share)
     return {
         "share_in_slo": round(share, 5) if is_known else None,
-        "share_in_slo_ci95": [round(bound, 5) for bound in interval(drawn)] if is_known else None,
+        "share_in_slo_ci95": _known([None if np.isnan(bound) else round(bound, 5) for bound in interval(drawn)]),
         "objective": slo.objective,
         "is_slo_held": bool(share >= slo.objective) if is_known else False,
         "requests_per_s": round(met.sum() / span_s, 4),

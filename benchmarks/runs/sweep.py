@@ -20,7 +20,7 @@ from benchmarks.load.mistake import BenchError, GeneratorTooSlow
 from benchmarks.runs import document as documents
 from benchmarks.runs import words
 from benchmarks.runs.intervals import NUM_BLOCKS, draw_weights, interval
-from benchmarks.runs.knee import Estimate, Point, highest_rate, knee, next_rate
+from benchmarks.runs.knee import Estimate, Point, edge, highest_rate, knee, next_rate
 from benchmarks.runs.live import View, quiet
 from benchmarks.runs.options import Plan, add_load, add_outcome, add_target, add_workload, make_plan
 from benchmarks.runs.round import run_round
@@ -32,6 +32,8 @@ from benchmarks.runs.summary import share_in_slo
 SLO_NEVER_HELD_EXIT_CODE = 1
 _NEARLY = 0.97
 _MOST_ATTEMPTS = 3
+_LEAST_EXPECTED = 10
+"""Requests in a round: at a lower rate it says too little, and by chance may have none."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -49,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument("--start-rate", type=float, default=1.0, metavar="R", help="first rate tried, per second (1)")
     group.add_argument("--max-rate", type=float, default=1e4, metavar="R", help="never try more (10000)")
     group.add_argument("--precision", type=float, default=0.05, metavar="SHARE", help="gap to stop at (0.05)")
-    group.add_argument("--max-rounds", type=int, default=24, metavar="N", help="in all (24)")
+    group.add_argument("--max-rounds", type=int, default=24, metavar="N", help="in all, repeats too (24)")
     options.set_defaults(rounds=3)
     return options
 
@@ -97,12 +99,16 @@ class Search:
         options, objective = self.plan.options, self.plan.slo.objective
         while len(self.points) < options.max_rounds and not self._is_over:
             rate_per_s = next_rate(self.points, objective, options.start_rate, options.precision, self.growth)
-            if rate_per_s is None or rate_per_s > options.max_rate or rate_per_s < 1e-3:
+            if rate_per_s is None or rate_per_s > options.max_rate:
+                break
+            is_less = bool(self.points) and rate_per_s < min(point.rate_per_s for point in self.points)
+            if is_less and rate_per_s * options.duration < _LEAST_EXPECTED:
                 break
             self._try(rate_per_s, view)
-        for rate_per_s in self._edge():
+        around = [rate for rate in (edge(self.points, objective) if self.points else ()) if rate is not None]
+        for rate_per_s in around:
             for _ in range(options.rounds - 1):
-                if self._is_over:
+                if self._is_over or len(self.points) >= options.max_rounds:
                     return
                 self._try(rate_per_s, view)
 
@@ -114,12 +120,6 @@ class Search:
     def is_hopeless(self) -> bool:
         """Whether a rate that had to hold the SLO has missed it with all of its interval."""
         return is_hopeless(self.points, self.least_per_s, self.plan.slo.objective)
-
-    def _edge(self) -> list[float]:
-        """The highest rate that held and the lowest that missed."""
-        held = [point.rate_per_s for point in self.points if point.share >= self.plan.slo.objective]
-        missed = [point.rate_per_s for point in self.points if point.share < self.plan.slo.objective]
-        return [*([max(held)] if held else []), *([min(missed)] if missed else [])]
 
     def _try(self, rate_per_s: float, view: View) -> None:
         """One round at a rate. One in which the generator was late is put aside and repeated, a few times: in a search
@@ -167,11 +167,21 @@ def point_of(document: Mapping[str, Any], rows: Rows, slo: Slo) -> Point:
     share, drawn = share_in_slo(rows, slo, weights)
     if math.isnan(share):
         raise BenchError(f"at {rate_per_s:g} requests/s nothing was measured; a longer --duration has more requests")
+    drawn[np.isnan(drawn)] = share
     # The rate that was offered differs from the one asked for by chance alone; throughput is relative to it.
-    throughput = document["throughput"]
-    offered = throughput["offered_requests_per_s"]
-    answered = throughput["requests_per_s"] * (rate_per_s / offered if offered else 1.0)
-    return Point(rate_per_s, share, drawn, answered)
+    offered = document["throughput"]["offered_requests_per_s"]
+    return Point(rate_per_s, share, drawn, answered_per_s(rows) * (rate_per_s / offered if offered else 1.0))
+
+
+def answered_per_s(rows: Rows) -> float:
+    """Answers per second between the first of them and the last arrival. Over the whole round it would be less than the
+    rate below the knee too: what arrived last ends after it."""
+    ends_s = rows.end_s[rows.is_ok]
+    arrived_s = float(rows.intended_s.max())
+    begin_s = float(ends_s.min()) if len(ends_s) else arrived_s
+    if begin_s >= arrived_s:  # answers take longer than the round
+        return len(ends_s) / max(rows.span_s[1] - rows.span_s[0], 1e-9)
+    return int(((ends_s > begin_s) & (ends_s <= arrived_s)).sum()) / (arrived_s - begin_s)
 
 
 def _json(found: Estimate) -> dict[str, Any]:
@@ -196,8 +206,7 @@ def finish(search: Search) -> int:
         return INTERRUPTED_EXIT_CODE
     if search.complaint:
         raise GeneratorTooSlow(search.complaint)
-    is_held = any(point.share >= search.plan.slo.objective for point in search.points)
-    return 0 if is_held else SLO_NEVER_HELD_EXIT_CODE
+    return SLO_NEVER_HELD_EXIT_CODE if document["sweep"]["highest_rate_in_slo_per_s"]["value"] == 0.0 else 0
 
 
 def _print(document: documents.Document, path: Path) -> None:
@@ -206,7 +215,7 @@ def _print(document: documents.Document, path: Path) -> None:
         console.print(Text(sentence(document), style="bold"))
         table = Table("requests/s", "in SLO", "answered/s", "TTFT p99 ms", "ITL p99 ms", "", box=None, pad_edge=False)
         for each in sorted(document["rounds"], key=lambda each: each["rate_per_s"]):
-            if not each["goodput"]:
+            if not each["goodput"] or each["goodput"]["share_in_slo"] is None:
                 continue
             latency = each["latency"]
             table.add_row(

@@ -2,9 +2,11 @@
 
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 from urllib.error import URLError
 from urllib.request import urlopen
 
@@ -14,6 +16,7 @@ from benchmarks.runs import prometheus
 from benchmarks.runs.gpus import Gpus
 from benchmarks.runs.intervals import NUM_BLOCKS
 
+T = TypeVar("T")
 EVERY_S = 1.0
 _TIMEOUT_S = 5.0
 _MOST_KEPT = 4 * NUM_BLOCKS
@@ -21,16 +24,18 @@ _MOST_KEPT = 4 * NUM_BLOCKS
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where the server can be looked at: its metrics' URL, its process on this machine; None: it cannot."""
+    """Where the server can be looked at: its metrics' URL, its process on this machine; None: it cannot. ``model``: the
+    one whose metrics count, by its first name; None: all."""
 
     metrics_url: str | None = None
     pid: int | None = None
+    model: str | None = None
 
     def check(self) -> None:
         """Raises BenchError when there is nothing to see."""
         if self.metrics_url is not None:
             try:
-                _scrape(self.metrics_url)
+                self.scrape()
             except (OSError, ValueError) as error:
                 raise BenchError(
                     f"no metrics at {self.metrics_url}: {error}. Ballast has them on its admin port: "
@@ -39,32 +44,30 @@ class Source:
         if self.pid is not None and not Path(f"/proc/{self.pid}").exists():
             raise BenchError(f"no process {self.pid} runs here; --server-pid is for a server on this machine")
 
-
-def _scrape(url: str) -> prometheus.Reading:
-    with urlopen(url, timeout=_TIMEOUT_S) as response:  # noqa: S310  (the operator's own URL)
-        return prometheus.read(response.read().decode())
+    def scrape(self) -> prometheus.Reading:
+        """Raises OSError, ValueError."""
+        assert self.metrics_url is not None
+        with urlopen(self.metrics_url, timeout=_TIMEOUT_S) as response:  # noqa: S310  (the operator's own URL)
+            return prometheus.read(response.read().decode(), self.model)
 
 
 @dataclass
 class Watcher:
-    """Use as a context. ``samples`` has one entry per look, ``at_s`` in seconds after ``started_s``."""
+    """Use as a context. ``samples`` has one entry per look."""
 
     source: Source
     samples: list[dict[str, Any]] = field(default_factory=list)
     started_s: float = field(default_factory=time.monotonic)
-    _last: prometheus.Reading | None = None
-    _kept: list[prometheus.Reading] = field(default_factory=list)
-    """The first and every ``_stride``-th after it: as many as a bootstrap has use for."""
+    _last: tuple[float, prometheus.Reading] | None = None
+    _kept: list[tuple[float, prometheus.Reading]] = field(default_factory=list)
+    """With their times, the first and every ``_stride``-th after it: as many as a bootstrap has use for."""
     _stride: int = 1
     _num_read: int = 0
-    _used_cpu_s: float = 0.0
-    _last_cpu_s: float | None = None
 
     def __enter__(self) -> Self:
         self._gpus = Gpus.find()
         self._over = threading.Event()
         self._look()
-        self._began_s = time.monotonic()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
         return self
@@ -73,7 +76,6 @@ class Watcher:
         self._over.set()
         self._thread.join()
         self._look()
-        self._ended_s = time.monotonic()
 
     def _watch(self) -> None:
         while not self._over.wait(EVERY_S):
@@ -84,29 +86,25 @@ class Watcher:
         sample: dict[str, Any] = {"at_s": time.monotonic()}
         if self.source.metrics_url is not None:
             try:
-                reading = _scrape(self.source.metrics_url)
+                reading = self.source.scrape()
             except (URLError, OSError, ValueError):
                 sample["is_metrics_lost"] = True
             else:
-                self._keep(reading)
+                self._keep(sample["at_s"], reading)
                 sample |= reading.gauges
                 sample["ready_replicas"] = sum(reading.ready_replicas.values())
                 sample["usd_per_hour_by_pool"] = dict(reading.usd_per_hour)
         if self.source.pid is not None:
-            tree = usage_of(self.source.pid)
-            if self._last_cpu_s is not None:  # less than before: a process has ended, and taken its time with it
-                self._used_cpu_s += max(0.0, tree["cpu_s"] - self._last_cpu_s)
-            self._last_cpu_s = tree["cpu_s"]
-            sample |= tree
+            sample |= usage_of(self.source.pid)
         if self._gpus is not None:
             sample |= self._gpus.read()
         self.samples.append(sample)
 
-    def _keep(self, reading: prometheus.Reading) -> None:
+    def _keep(self, at_s: float, reading: prometheus.Reading) -> None:
+        self._last = (at_s, reading)
         if self._num_read % self._stride == 0:
-            self._kept.append(reading)
+            self._kept.append(self._last)
         self._num_read += 1
-        self._last = reading
         if len(self._kept) > _MOST_KEPT:
             self._kept = self._kept[::2]
             self._stride *= 2
@@ -115,19 +113,24 @@ class Watcher:
         """The samples with times after ``started_s``."""
         return [{**sample, "at_s": round(sample["at_s"] - self.started_s, 3)} for sample in self.samples]
 
-    def document(self) -> dict[str, Any]:
-        """What happened from the first look to the last."""
-        span_s = self._ended_s - self._began_s
-        found: dict[str, Any] = {"num_samples": len(self.samples), "span_s": round(span_s, 3)}
+    def document(self, warmup_s: float = 0.0) -> dict[str, Any]:
+        """What happened from the end of the warm-up to the last look."""
+        begin_s = self.started_s + warmup_s
+        samples = _since(begin_s, [(sample["at_s"], sample) for sample in self.samples])
+        span_s = samples[-1]["at_s"] - samples[0]["at_s"]
+        found: dict[str, Any] = {"num_samples": len(samples), "span_s": round(span_s, 3)}
         if self._last is not None:
-            found |= prometheus.over(self._kept if self._kept[-1] is self._last else [*self._kept, self._last])
+            kept = self._kept if self._kept[-1] is self._last else [*self._kept, self._last]
+            found |= prometheus.over(_since(begin_s, kept))
         for name in ("kv_cache_usage", "waiting_requests", "gateway_waiting_requests", "rss_mib", "gpu_power_w"):
-            values = [sample[name] for sample in self.samples if name in sample]
+            values = [sample[name] for sample in samples if name in sample]
             if values:
                 found[f"{name}_mean"] = round(sum(values) / len(values), 4)
                 found[f"{name}_max"] = round(max(values), 4)
-        if self.source.pid is not None:
-            found["cpu_cores_mean"] = round(self._used_cpu_s / span_s, 3)
+        if self.source.pid is not None and span_s > 0.0:
+            # Less than before: a process has ended, and taken its time with it.
+            used_s = sum(max(0.0, after["cpu_s"] - before["cpu_s"]) for before, after in pairwise(samples))
+            found["cpu_cores_mean"] = round(used_s / span_s, 3)
         if "gpu_power_w_mean" in found:
             found["gpu_energy_j"] = round(found["gpu_power_w_mean"] * span_s, 1)
         return found
@@ -136,6 +139,12 @@ class Watcher:
         """Mean over the run by pool, as the server says it; empty when it does not."""
         rows = [sample["usd_per_hour_by_pool"] for sample in self.samples if sample.get("usd_per_hour_by_pool")]
         return {pool: sum(row.get(pool, 0.0) for row in rows) / len(rows) for row in rows[:1] for pool in row}
+
+
+def _since(begin_s: float, looks: Sequence[tuple[float, T]]) -> list[T]:
+    """What was seen at or after ``begin_s``, and the last before it."""
+    num_before = sum(at_s < begin_s for at_s, _ in looks)
+    return [seen for _, seen in looks[min(max(0, num_before - 1), len(looks) - 1) :]]
 
 
 def usage_of(pid: int) -> dict[str, float]:

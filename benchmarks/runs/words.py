@@ -36,13 +36,20 @@ def verdict(document: Mapping[str, Any]) -> str:
         return f"NOT VALID: {document['generator']['complaint']}"
     if not goodput or goodput["share_in_slo"] is None:
         return "NOTHING MEASURED: no request was answered or failed"
-    low, high = goodput["share_in_slo_ci95"]
     held = "SLO HELD" if goodput["is_slo_held"] else "SLO MISSED"
     errors = f", {requests['num_error']} failed" if requests["num_error"] else ""
     return (
-        f"{held}: {goodput['share_in_slo']:.2%} in SLO (95 % CI {low:.2%} to {high:.2%}), objective "
+        f"{held}: {goodput['share_in_slo']:.2%} in SLO (95 % CI {share_interval(goodput)}), objective "
         f"{goodput['objective']:.2%}; {requests['num_ok']} answered{errors}"
     )
+
+
+def share_interval(goodput: Mapping[str, Any]) -> str:
+    """Of the share in SLO."""
+    if goodput["share_in_slo_ci95"] is None:
+        return "not known"
+    low, high = goodput["share_in_slo_ci95"]
+    return f"{low:.2%} to {high:.2%}"
 
 
 def chaos_verdict(document: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import statistics
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -194,8 +195,13 @@ class Command:
             self.console.print("Interrupted before anything was measured")
             return exit_code
         found = findings.as_json(self.tuning, self.folder)
-        calibration = self._calibrated(found) if exit_code == 0 else None
-        self.document |= {"status": status, "result": found, "calibration": calibration}
+        former = self.document.get("result") or {}
+        known = self.document.get("calibration") if former.get("winner") == found["winner"] else None
+        self.document |= {"status": status, "result": found, "calibration": known}
+        environment.write(self.folder / journal.NAME, self.document)
+        if known is None and exit_code == 0 and found["is_cheaper"] and not self.options.no_speed:
+            known = self._calibrated(found["winner"])
+        self.document["calibration"] = calibration = known
         environment.write(self.folder / journal.NAME, self.document)
         if found["is_cheaper"]:
             self._write_config(calibration)
@@ -232,18 +238,18 @@ class Command:
         minutes = f"{self.tuning.spent_s / 60.0:.1f} of {self.options.budget_min:g} min"
         self.console.print(f"{minutes}  {findings.line(candidate, self.slo.objective)}")
 
-    def _calibrated(self, found: Mapping[str, Any]) -> dict[str, Any] | None:
-        """What a step of the winner costs (`benchmarks/calibrate.py`); None where it is not wanted or does not work."""
-        if self.options.no_speed or not found["is_cheaper"]:
-            return None
-        if self.document.get("calibration"):
-            return dict(self.document["calibration"])
-        self.console.print(f"Measuring the speed of {words(found['winner'])}", style="dim")
+    def _calibrated(self, winner: Mapping[str, Any]) -> dict[str, Any] | None:
+        """What a step of the winner costs (`benchmarks/calibrate.py`); None where that cannot be measured, or Ctrl-C
+        has ended it."""
+        self.console.print(f"Measuring the speed of {words(winner)}", style="dim")
         try:
-            with self.bench.server(found["winner"], replicas=1) as server:
+            with self.bench.server(winner, replicas=1) as server:
                 calibration = asyncio.run(calibrate(server, self.subject.model["name"], self.subject.pool["name"]))
-        except RuntimeError as error:
+        except (RuntimeError, OSError, subprocess.TimeoutExpired) as error:
             self.console.print(f"No speed was measured: {reason(str(error))}", style="yellow")
+            return None
+        except KeyboardInterrupt:
+            self.console.print("No speed was measured: interrupted", style="yellow")
             return None
         return _calibration(calibration)
 

@@ -6,6 +6,7 @@ replayed by itself: `ballast autoscale replay FILE`.
 """
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -76,20 +77,46 @@ class DecisionLog:
         documents = [{"decision": to_document(decision)}]
         if decision.model not in self._started:
             documents.insert(0, {"start": to_document(start)})
-        with self._path.open("a") as file:
-            file.write("".join(json.dumps(document) + "\n" for document in documents))
+        try:
+            with self._path.open("ab") as file:
+                # A write that a full disk or a crash has cut short has left half a line.
+                torn = b"" if self._is_whole() else b"\n"
+                file.write(torn + b"".join(json.dumps(document).encode() + b"\n" for document in documents))
+        except OSError:
+            self._started.discard(decision.model)  # what follows can be replayed from a new start only
+            raise
         self._started.add(decision.model)
+
+    def _is_whole(self) -> bool:
+        """Whether the file ends with a whole line."""
+        with self._path.open("rb") as file:
+            if not file.seek(0, os.SEEK_END):
+                return True
+            file.seek(-1, os.SEEK_END)
+            return file.read(1) == b"\n"
 
 
 def read_file(path: Path) -> Iterator[Start | Decision]:
-    """What a file holds, in order. Raises OSError, ValueError (with the line's number)."""
+    """What a file holds, in order. A line that was cut short is left out: it is the last, or a start follows it. Raises
+    OSError, ValueError (with the line's number)."""
+    torn: ValueError | None = None
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
                 document = json.loads(line)
-                yield _entry(document)
+            except ValueError as error:
+                if torn is not None:
+                    raise torn from error
+                torn = ValueError(f"{path}, line {number}: {error}")
+                continue
+            try:
+                entry = _entry(document)
             except ValueError as error:
                 raise ValueError(f"{path}, line {number}: {error}") from error
+            if torn is not None and not isinstance(entry, Start):
+                raise torn
+            torn = None
+            yield entry
 
 
 def _entry(document: Any) -> Start | Decision:

@@ -1,6 +1,7 @@
 """``ballast bench SUBJECT …``: hands the rest of the line to the benchmark, which has options of its own."""
 
 import importlib
+import signal
 from argparse import Namespace
 
 _MODULES = {
@@ -20,5 +21,6 @@ _MODULES = {
 
 
 def run(arguments: Namespace) -> int:
-    """The benchmark's exit code."""
+    """The benchmark's exit code. SIGTERM is heard as Ctrl-C is: what was measured is kept, what was stopped goes on."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     return int(importlib.import_module(_MODULES[arguments.subject]).main(arguments.rest))

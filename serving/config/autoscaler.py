@@ -14,7 +14,7 @@ class AutoscalerConfig(Section):
         default="act", description="act: size the pools; recommend: only record what it would do (`ballast autoscale`)."
     )
     min_hold_s: float = Field(
-        default=90.0, ge=1, le=86_400, description="Seconds that a replica is kept after it was last needed, at least."
+        default=60.0, ge=1, le=86_400, description="Seconds that a replica is kept after it was last needed, at least."
     )
     relearn_s: float = Field(
         default=900.0, ge=0, le=86_400, description="Seconds after a start in which no primary pool is made smaller."

@@ -78,12 +78,15 @@ class MeteredAsyncLLM(AsyncLLM):
             request.num_generating -= 1
 
     async def abort(self, request_id: str | Iterable[str], internal: bool = False) -> None:
-        """Called by ``generate`` for what is dropped. An answer that was to come whole has told nothing until then."""
+        """Called by ``generate`` for what is dropped. An answer that was to come whole has told nothing until then, and
+        one whose first token is still to come neither."""
         request = current_request.get(None)
         if request is not None and isinstance(request_id, str):
-            unfinished = [state for state in self._states_of(request_id) if state.output_kind is _WHOLE]
-            request.prompt_tokens += unfinished[0].prompt_len if unfinished else 0
-            request.output_tokens += sum(state.detokenizer.num_output_tokens() for state in unfinished)
+            states = self._states_of(request_id)
+            untold = [state for state in states if state.output_kind is _WHOLE or state.is_prefilling]
+            request.prompt_tokens += untold[0].prompt_len if untold else 0
+            whole = (state for state in states if state.output_kind is _WHOLE)
+            request.output_tokens += sum(state.detokenizer.num_output_tokens() for state in whole)
         await super().abort(request_id, internal)
 
     def _states_of(self, request_id: str) -> list[Any]:
@@ -112,11 +115,15 @@ class MeteredAsyncLLM(AsyncLLM):
             return
         resumed = list(context.resume)
         self.output_processor.add_request(request, prompt, parent_req, index, queue)
-        detokenizer = self.output_processor.request_states[request.request_id].detokenizer
-        detokenizer.update(resumed, stop_terminated=False)
-        detokenizer.get_next_output_text(finished=False, delta=True)
-        if end := _end_of(request, resumed):
-            self.output_processor.process_outputs([EngineCoreOutput(request.request_id, [], finish_reason=end)])
+        state = self.output_processor.request_states[request.request_id]
+        state.sent_tokens_offset = len(resumed)
+        stop = state.detokenizer.update(resumed, stop_terminated=False)
+        end = FinishReason.STOP if stop is not None else _end_of(request, resumed)
+        # What a stop string may still cut off has not been sent, but of an answer that has one, all up to it has.
+        state.detokenizer.get_next_output_text(finished=stop is not None, delta=True)
+        if end is not None:
+            last = EngineCoreOutput(request.request_id, [], finish_reason=end, stop_reason=stop)
+            self.output_processor.process_outputs([last])
         else:
             await self.engine_core.add_request_async(_rest_of(request, resumed))
 

@@ -123,6 +123,10 @@ class Authenticator:
         taken, self._last_used = self._last_used, {}
         return taken
 
+    def put_back_last_used(self, taken: dict[str, float]) -> None:
+        """What was taken could not be saved."""
+        self._last_used = {**taken, **self._last_used}
+
     def _is_confirmed(self, now_s: float) -> bool:
         return abs(now_s - self._confirmed_at_s) <= TTL_S  # abs: a clock set back must not lengthen the TTL
 

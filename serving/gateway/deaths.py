@@ -27,6 +27,7 @@ class SharedQuarantine:
     @property
     def is_empty(self) -> bool:
         self._catch_up()
+        self._quarantine.forget(time.monotonic())
         return self._quarantine.is_empty
 
     def holds(self, fingerprint: bytes, now_s: float) -> bool:
@@ -42,8 +43,9 @@ class SharedQuarantine:
             self._tell(fingerprint, _SERVED)
 
     def _tell(self, fingerprint: bytes, replica: str) -> None:
-        """One write of a short line at the end of a file: nobody's comes between."""
-        os.write(self._file, f"{fingerprint.hex()} {replica}\n".encode())
+        """One write of a short line at the end of a file: nobody's comes between. Its time is that of the machine,
+        which all gateways share."""
+        os.write(self._file, f"{fingerprint.hex()} {time.monotonic():.3f} {replica}\n".encode())
         self._catch_up()
 
     def _catch_up(self) -> None:
@@ -53,8 +55,8 @@ class SharedQuarantine:
         lines = os.pread(self._file, num_bytes, self._num_read)
         self._num_read += len(lines)
         for line in lines.decode().splitlines():
-            fingerprint, _, replica = line.partition(" ")
+            fingerprint, at_s, replica = line.split(" ", 2)
             if replica == _SERVED:
                 self._quarantine.on_success(bytes.fromhex(fingerprint))
             else:
-                self._quarantine.on_death(bytes.fromhex(fingerprint), replica, time.monotonic())
+                self._quarantine.on_death(bytes.fromhex(fingerprint), replica, float(at_s))

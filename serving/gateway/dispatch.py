@@ -15,6 +15,7 @@ from serving.gateway.json_body import serialise
 from serving.gateway.request import ValidRequest
 from serving.protocol.asgi import Receive
 from serving.protocol.frames import OpenHead
+from serving.protocol.membership import ReplicaAddress
 from serving.router.affinity import prefixes
 from serving.router.line import Line
 from serving.router.link import ReplicaStream, StreamFailed
@@ -68,6 +69,7 @@ class Dispatch:
         self._is_work = endpoint in _WORK
         self._prompt_tokens = routes.demand.expected_prompt_tokens(len(self._body)) if self._is_work else 0
         self._output_tokens = routes.demand.expected_output_tokens(request.max_output_tokens) if self._is_work else 0
+        self._output_limit = request.max_output_tokens
         self._is_slo_missed = False
         self._pools = self._fallback_pools(caller.identity, request.max_output_tokens)
         self._waiting = self._place_in_line(request, caller.identity)
@@ -100,14 +102,9 @@ class Dispatch:
         """Another stream after one broke with ``error``. ``resume``: the tokens that the client has, if it has any; it
         waits for no replica then, because its client is in the middle of an answer.
 
-        Raises ``error`` where there must not be another, Quarantined, Overloaded, EngineUnavailable, ClientGone.
+        Raises ``error`` where there must not be another, Overloaded, EngineUnavailable, ClientGone.
         """
         now_s = time.monotonic()
-        if _is_death(error):
-            self._num_deaths += 1
-            self._dispatcher.quarantine.on_death(fingerprint := self._fingerprint(), self._exchange.replica)
-            if self._num_deaths >= MAX_DEATHS or self._dispatcher.quarantine.holds(fingerprint, now_s):
-                raise self._quarantined() from error
         if not _may_be_well_elsewhere(error) or not self._dispatcher.budget.take(now_s):
             raise error
         self._head["resume"] = resume or []
@@ -120,6 +117,26 @@ class Dispatch:
         metrics.FAILOVERS.labels(self._exchange.model, kind).inc()
         logger.info("request %s %s on replica %s", self._exchange.request_id, kind, self._exchange.replica)
         return stream
+
+    def on_broken(self, error: Exception) -> None:
+        """A stream broke; call once for each, whether another one is to take its place or not. Raises Quarantined: too
+        many engines have died while they worked on this request."""
+        self.settle(error)
+        if not _is_death(error):
+            return
+        self._num_deaths += 1
+        self._dispatcher.quarantine.on_death(fingerprint := self._fingerprint(), self._exchange.replica)
+        if self._num_deaths >= MAX_DEATHS or self._dispatcher.quarantine.holds(fingerprint, time.monotonic()):
+            raise self._quarantined() from error
+
+    @property
+    def generation_s(self) -> float:
+        """What an answer that comes whole may take after its prompt: as slow as its replica is, and twice that. 0 for
+        others."""
+        if self._replica is None or self._exchange.is_stream or not self._is_work:
+            return 0.0
+        limit = self._replica.address.max_model_len if self._output_limit is None else self._output_limit
+        return _GENEROUS * limit * self._replica.tpot_s
 
     def on_first_byte(self) -> None:
         """The answer has begun: its prompt is computed."""
@@ -144,7 +161,7 @@ class Dispatch:
             if not self._dispatcher.quarantine.is_empty:
                 self._dispatcher.quarantine.on_success(self._fingerprint(), time.monotonic())
         elif isinstance(error, ReplicaLost | StreamFailed) and not _is_moving(error):
-            breaker.on_failure(time.monotonic())
+            breaker.on_failure(time.monotonic(), error)
             self._replica.has_dead_engine |= isinstance(error, StreamFailed) and _is_death(error)
         else:
             breaker.on_dropped()
@@ -158,14 +175,21 @@ class Dispatch:
         usage = exchange.usage
         if self._replica is not None:
             self._replica.refresh()
-        if isinstance(error, ClientGone) or not self._is_work:
+        if not self._is_work:
+            return
+        if isinstance(error, ClientGone):
+            # Whoever leaves before the first token says nothing against us, unless it was late already.
+            if exchange.first_byte_s is None and now_s > self._waiting.deadline_s:
+                self._miss_slo()
             return
         if isinstance(error, ApiError) and error.answer.status < 500:
             return  # the engine has refused it, as it must
         if error is None:
             demand.on_finish(len(self._body), usage["prompt_tokens"], usage["output_tokens"])
-        if not self._is_slo_missed and not self._waiting.is_batch:  # batch is promised nothing
-            self._on_slo(error is None and self._is_slo_met(now_s))
+        if error is not None or not self._is_slo_met(now_s):
+            self._miss_slo()
+        elif not self._is_slo_missed and not self._waiting.is_batch:
+            self._on_slo(is_met=True)
 
     # ---------------------------------------------------------------------------------------------------- which replica
 
@@ -176,8 +200,8 @@ class Dispatch:
             if not line.passes(waiting):
                 await self._wait_in_line(line, waiting)
         except (Overloaded, EngineUnavailable):
-            if self._is_work and not self._waiting.is_batch and not self._is_slo_missed:
-                self._on_slo(is_met=False)
+            if self._is_work:
+                self._miss_slo()
             raise
         assert self._stream is not None, "the line has called _send"
         return self._stream
@@ -199,11 +223,20 @@ class Dispatch:
     def _open_now(self, error: Exception) -> ReplicaStream:
         """A stream on a replica that was not tried yet, whatever line there is. Raises ``error``: there is none."""
         able = self._able(besides=self._tried)
+        if self._head["resume"]:
+            able = [replica for replica in able if self._may_continue_on(replica.address)]
         if not able:
             raise error
         self._send(min(able, key=lambda replica: (replica.is_fallback, replica.backlog_s, replica.num_running)))
         assert self._stream is not None, "_send sets it or raises"
         return self._stream
+
+    def _may_continue_on(self, address: ReplicaAddress) -> bool:
+        """Whether the tokens so far mean the same there. While a config is rolled out, pools hold both models."""
+        exchange = self._exchange
+        if address.pool == exchange.pool:
+            return address.version == exchange.version
+        return self._replica is None or address.model_version == self._replica.address.model_version
 
     def _able(self, besides: Container[str] = ()) -> Sequence[Replica]:
         """The replicas that may serve this request now, those of primary pools first."""
@@ -273,6 +306,11 @@ class Dispatch:
 
     # -------------------------------------------------------------------------------------------------- how it went
 
+    def _miss_slo(self) -> None:
+        """Once per request; batch is promised nothing."""
+        if not self._is_slo_missed and not self._waiting.is_batch:
+            self._on_slo(is_met=False)
+
     def _on_slo(self, is_met: bool) -> None:
         self._is_slo_missed = not is_met
         self._routes.demand.on_slo(is_met)
@@ -298,6 +336,7 @@ class Dispatch:
         return Quarantined("engines died while they served this request; it is not tried again")
 
 
+_GENEROUS = 2.0
 _WRITE_S = 0.05
 """Between the last token and the end of the answer: its last events."""
 

@@ -19,7 +19,6 @@ from serving.protocol.asgi import Receive, Send
 from serving.protocol.stats import Stats
 from serving.router.directory import Directory
 
-TICK_S = 0.5
 RETRY_AFTER_S = 1.0
 
 

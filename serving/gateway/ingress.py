@@ -17,17 +17,18 @@ from serving.config import Config
 from serving.edge.local_socket import LocalSocket
 from serving.edge.middleware import EdgeMiddleware
 from serving.edge.side_door import close_side_door
+from serving.errors import StateError
 from serving.gateway import deaths
 from serving.gateway.admin import AdminServer
 from serving.gateway.app import Gateway
 from serving.gateway.auth import REFRESH_S, STORE_BUSY_TIMEOUT_S, Authenticator
 from serving.gateway.catalog import Catalog
 from serving.gateway.fleet import FleetBoard
-from serving.gateway.inference import TICK_S, Inference
+from serving.gateway.inference import Inference
 from serving.gateway.membership import MembershipWatcher
 from serving.protocol.asgi import AsgiApp, Receive, Scope, Send
 from serving.protocol.stats import Stats
-from serving.router.directory import Directory
+from serving.router.directory import TICK_S, Directory
 from serving.router.replica import Replica
 from serving.telemetry import metrics
 from serving.telemetry.logs import RequestLog, configure_logs
@@ -148,7 +149,11 @@ class GatewayIngress:
         while True:
             await asyncio.sleep(SAVE_LAST_USED_S)
             if used := self._authenticator.take_last_used():
-                await asyncio.to_thread(_touch, self._state_dir, used)
+                try:
+                    await asyncio.to_thread(_touch, self._state_dir, used)
+                except StateError as error:
+                    logger.warning("when keys were last used could not be saved and will be tried again: %s", error)
+                    self._authenticator.put_back_last_used(used)
 
     def _status(self) -> dict[str, object]:
         """The body of /admin/status."""

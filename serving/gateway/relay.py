@@ -102,7 +102,9 @@ class Relay:
                     task.cancel()
             # A cancelled task holds the frame that holds this relay: let go, or only the garbage collector can.
             self._keep_alive_task = self._watcher = self._task = None
-            self._exchange.usage = await self._stream.finish(FINISH_TIMEOUT_S)
+            usage = await self._stream.finish(FINISH_TIMEOUT_S)
+            # A replica that took over counts what was sent before it with its own first token, a lost one not at all.
+            self._exchange.usage = {**usage, "output_tokens": max(usage["output_tokens"], len(self._sent_ids))}
             self._dispatch.finish(ended_by, ended_s)
 
     async def _is_relayed(self) -> bool:
@@ -131,10 +133,11 @@ class Relay:
         stream.sink = None  # what a silent replica says after all is no part of the answer any more
         if self._exchange.first_byte_s is not None:
             self._sent_ids += stream.token_ids
+        self._dispatch.on_broken(error)
+        if self._exchange.first_byte_s is not None:
             if not (self._is_continuable and self._sent_ids):
                 raise error
             resume = self._sent_ids
-        self._dispatch.settle(error)
         self._stream = await self._dispatch.again(error, resume)
         self._idle_since_s = time.monotonic()
         await stream.finish(timeout_s=0.0)  # what the rest would have cost is nobody's to pay
@@ -250,7 +253,9 @@ class Relay:
         if now_s - exchange.arrived_s > timing.max_request_s:
             self._stream.interrupt(UpstreamTimeout(f"the answer took longer than {timing.max_request_s:g} s"))
             return
-        limit_s = timing.first_byte_timeout_s if exchange.first_byte_s is None else timing.inter_chunk_timeout_s
+        limit_s = timing.inter_chunk_timeout_s
+        if exchange.first_byte_s is None:
+            limit_s = timing.first_byte_timeout_s + self._dispatch.generation_s
         if now_s - self._idle_since_s > limit_s:
             self._stream.interrupt(ReplicaSilent(f"the model sent nothing for {limit_s:g} s"))
         elif self._is_event_stream and now_s - max(self._kept_alive_s, self._idle_since_s) >= timing.keep_alive_s:

@@ -22,7 +22,7 @@ _NOT_CONTINUABLE = (
     # State of the decoding that the tokens so far do not show, or counts from the start of the answer.
     "logprobs", "tools", "response_format", "structured_outputs", "echo", "thinking_token_budget",
     "frequency_penalty", "presence_penalty", "repetition_penalty", "repetition_detection", "return_token_ids",
-    "return_tokens_as_token_ids", "truncate_prompt_tokens",
+    "return_tokens_as_token_ids", "truncate_prompt_tokens", "bad_words",
 )  # fmt: skip
 #: Where the engine is told what to make a grammar of; a plain value among them costs the replica a look.
 _CONSTRAINTS = ("response_format", "structured_outputs", "text", "output_config")

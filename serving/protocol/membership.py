@@ -9,8 +9,9 @@ class ReplicaAddress:
     """A replica as its pool's membership lists it.
 
     ``address`` is ``unix:<path>`` or ``tcp:<host>:<port>``; ``version`` stands for model and config and is told to
-    clients; ``max_model_len`` is in tokens; ``pid`` is the process on its node that serves; ``start_steps`` is how many
-    seconds each step of its start took, in order, from its process's beginning until it could serve.
+    clients, ``model_version`` for the model alone, whatever the pool; ``max_model_len`` is in tokens; ``pid`` is the
+    process on its node that serves; ``start_steps`` is how many seconds each step of its start took, in order, from its
+    process's beginning until it could serve.
     """
 
     replica: str
@@ -21,6 +22,7 @@ class ReplicaAddress:
     max_model_len: int
     pid: int
     start_steps: Mapping[str, float] = field(default_factory=dict)
+    model_version: str = ""
 
     @property
     def cold_start_s(self) -> float:

@@ -49,6 +49,7 @@ class PoolReplica:
             max_model_len=served.max_model_len,
             pid=served.pid,
             start_steps=self._start_steps,
+            model_version=options.model_version,
         )
         return asdict(address)
 

@@ -27,6 +27,7 @@ class ReplicaOptions:
         drain_s: seconds that open streams get to finish when the replica stops.
         watchdog_s: seconds that one step of the engine may take.
         version: short hash of everything above that changes answers; clients see it.
+        model_version: the same of the model alone, whatever the pool.
         grammar_compile_s: seconds of processor time in which a client's constraint must become a grammar.
         speed: what an engine step costs, before this engine was measured.
         listen_host: address for gateways on other nodes; None when all run on one.
@@ -50,6 +51,7 @@ class ReplicaOptions:
     speed: StepSpeed = CPU_SPEED
     listen_host: str | None = None
     is_forked: bool = False
+    model_version: str = ""
 
     @property
     def zygote_path(self) -> Path | None:

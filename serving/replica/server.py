@@ -37,6 +37,8 @@ from serving.protocol.frames import (
 
 logger = logging.getLogger("ballast.replica")
 
+#: Of one BODY frame. A gateway reads frames whole, and lets go of a peer whose frames are over MAX_FRAME_BYTES.
+MAX_BODY_BYTES = 256 * 1024
 #: A connection that has not proved itself by then is closed.
 PROOF_TIMEOUT_S = 5.0
 LOAD_INTERVAL_S = 0.25
@@ -388,6 +390,8 @@ class _Stream:
                 self._failure = error_event_message(body)
             elif body:
                 self.pending_prompt_tokens = 0
+                if len(body) > MAX_BODY_BYTES:
+                    body = await self._send_begin(body)
                 self._connection.send(self._body_frame(body))
             if not self.may_send.is_set():
                 await self.may_send.wait()
@@ -402,6 +406,17 @@ class _Stream:
                 "continuable": self._request.continuable,
             }
             self._connection.send(encode_json(Kind.HEAD, self._id, head))
+
+    async def _send_begin(self, body: bytes) -> bytes:
+        """Send all of a large body but its last part, which is returned: others' streams share the connection, and a
+        whole answer can have any size. The tokens that a body is made of go with its last part."""
+        begin = 0
+        while len(body) - begin > MAX_BODY_BYTES and not self._disconnected.is_set():
+            self._connection.send(encode(Kind.BODY, self._id, body[begin : begin + MAX_BODY_BYTES]))
+            begin += MAX_BODY_BYTES
+            await self.may_send.wait()
+            await self._connection.writable.wait()
+        return b"" if self._disconnected.is_set() else body[begin:]
 
     def _body_frame(self, body: bytes) -> bytes:
         """``body`` with the tokens that it is made of: those made since the last piece of the answer was sent."""

@@ -15,6 +15,7 @@ class Breaker:
     num_failures: int = 0
     open_until_s: float = 0.0
     is_probing: bool = False
+    _last_event: object = None
 
     def allows(self, now_s: float) -> bool:
         if self.num_failures < NUM_FAILURES:
@@ -29,9 +30,14 @@ class Breaker:
         self.num_failures = 0
         self.is_probing = False
 
-    def on_failure(self, now_s: float) -> None:
-        self.num_failures += 1
+    def on_failure(self, now_s: float, event: object = None) -> None:
+        """``event``: what has failed, such as a lost connection: the same counts once, however many streams it broke.
+        What was sent before the breaker opened says nothing new."""
         self.is_probing = False
+        if (event is not None and event is self._last_event) or now_s < self.open_until_s:
+            return
+        self._last_event = event
+        self.num_failures += 1
         num_pauses = self.num_failures - NUM_FAILURES
         if num_pauses >= 0:
             self.open_until_s = now_s + min(FIRST_PAUSE_S * 2 ** min(num_pauses, 30), MAX_PAUSE_S)

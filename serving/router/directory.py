@@ -17,6 +17,8 @@ logger = logging.getLogger("ballast.router")
 
 #: A replica whose load report is that old gets no new request; one that is silent for so long is lost.
 SILENT_S, LOST_S = 3.0, 15.0
+#: About so far apart is the directory told that time passes.
+TICK_S = 0.5
 #: Steps after which a replica's own measure of what a step costs is good enough.
 NUM_STEPS_TO_KNOW = 200.0
 
@@ -35,6 +37,7 @@ class Directory:
         self._replicas: dict[str, Replica] = {}
         self._listener: Callable[[], None] = lambda: None
         self._is_announced = False
+        self._ticked_s: float | None = None
         self._work: dict[tuple[str, str], WorkDone] = {}
         self._speeds: dict[tuple[str, str], tuple[float, StepSpeed]] = {}
 
@@ -66,9 +69,14 @@ class Directory:
 
     def tick(self, now_s: float) -> None:
         """Call about twice a second, with the event loop's time: a replica reports four times a second, and one that
-        does not is left out, then let go of with all its streams.
+        does not is left out, then let go of with all its streams. While this process stood still it heard nobody: that
+        time is not theirs.
         """
+        stood_still_s = max(0.0, now_s - self._ticked_s - TICK_S) if self._ticked_s is not None else 0.0
+        self._ticked_s = now_s
         for replica in self._replicas.values():
+            if stood_still_s > TICK_S:
+                replica.load_at_s = min(now_s, replica.load_at_s + stood_still_s)
             silence_s = now_s - replica.load_at_s if replica.link.is_open else 0.0
             was_silent, replica.is_silent = replica.is_silent, silence_s > SILENT_S
             if silence_s > LOST_S:

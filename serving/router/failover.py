@@ -58,9 +58,15 @@ class Quarantine:
 
     def on_death(self, fingerprint: bytes, replica: str, now_s: float) -> None:
         """A replica's engine died while it worked on this request; several of its kind may have been there."""
+        self.forget(now_s)
         replicas, _ = self._deaths.pop(fingerprint, (frozenset[str](), 0.0))  # the newest entry is the last one
         self._deaths[fingerprint] = (replicas | {replica}, now_s)
         if len(self._deaths) > self.max_entries:
+            del self._deaths[next(iter(self._deaths))]
+
+    def forget(self, now_s: float) -> None:
+        """Let go of what has been held for long enough."""
+        while self._deaths and now_s - next(iter(self._deaths.values()))[1] > self.hold_s:
             del self._deaths[next(iter(self._deaths))]
 
     def on_success(self, fingerprint: bytes) -> None:

@@ -132,6 +132,18 @@ def test_a_damaged_line_is_named_by_its_file_and_number(tmp_path: Path, damage: 
         next(entries)
 
 
+def test_a_line_that_was_cut_short_costs_nothing_but_itself(tmp_path: Path) -> None:
+    """By a full disk or a crash; the next server begins a line, and says again where it starts from."""
+    write(tmp_path, history(3))
+    path = tmp_path / FILE_NAME
+    path.write_bytes(path.read_bytes()[:-40])
+    assert len(list(read_file(path))) == 3, "a start and two decisions"
+    write(tmp_path, history(2))
+    entries = list(read_file(path))
+    assert [type(entry) for entry in entries] == [Start, Decision, Decision, Start, Decision, Decision]
+    assert all(replayed.is_same for replayed in replay(iter(entries)))
+
+
 def test_a_file_of_another_version_is_refused(tmp_path: Path) -> None:
     write(tmp_path, history(1))
     path = tmp_path / FILE_NAME

@@ -222,8 +222,10 @@ def test_an_overload_is_part_of_the_schedule() -> None:
 
 
 def test_all_have_to_be_recovered_from_and_in_time() -> None:
-    well, unknown = {"error": None, "recovery_s": 4.0}, {"error": None, "recovery_s": None}
+    well = {"error": None, "done_s": 1.0, "recovery_s": 4.0}
+    unknown = well | {"recovery_s": None}
     assert judge([well], None)["is_recovered"]
     assert not judge([well], 3.0)["is_recovered"]
     assert not judge([well, unknown], None)["is_recovered"]
-    assert not judge([well, {"error": "no gateway"}], None)["is_recovered"]
+    assert not judge([well, well | {"error": "no gateway"}], None)["is_recovered"]
+    assert not judge([well, well | {"done_s": None}], None)["is_recovered"], "a config that is still being applied"

@@ -38,8 +38,11 @@ def write_run(folder: Path, slowness: float = 1.0, seed: int = 0, *, failed: flo
             rows.append(row(0.1 * at, **(FAILED if rng.random() < failed else changed)))
         (folder / f"round-{number}").mkdir(parents=True)
         (folder / f"round-{number}" / "requests-0.jsonl").write_bytes(b"\n".join(map(orjson.dumps, rows)))
-        rounds.append({"rate_per_s": 10.0, "files": [f"round-{number}/requests-0.jsonl"]})
-    document = {"schema_version": SCHEMA_VERSION, "kind": "serve", "load": LOAD | load, "rounds": rounds}
+        files = [f"round-{number}/requests-0.jsonl"]
+        rounds.append({"rate_per_s": 10.0, "generator": {"complaint": None}, "files": files})
+    document = {
+        "schema_version": SCHEMA_VERSION, "kind": "serve", "status": "complete", "load": LOAD | load, "rounds": rounds,
+    }  # fmt: skip
     (folder / "run.json").write_text(json.dumps(document))
     return folder
 
@@ -108,13 +111,44 @@ def test_different_load_cannot_be_compared(tmp_path: Path, capsys: pytest.Captur
     assert "rate_per_s is 10.0 in A and 20.0 in B" in capsys.readouterr().err
 
 
+def changed(run: Path, **fields: Any) -> Path:
+    """``run`` with other ``fields`` of its document; of the first round where they are a round's."""
+    document = json.loads((run / "run.json").read_text())
+    for name, value in fields.items():
+        (document["rounds"][0] if name in ("generator", "marks") else document)[name] = value
+    (run / "run.json").write_text(json.dumps(document))
+    return run
+
+
+def test_a_run_that_measured_its_generator_says_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    b = changed(write_run(tmp_path / "b"), generator={"complaint": "it was the bottleneck"})
+    assert main(["bench", "compare", str(write_run(tmp_path / "a")), str(b)]) == 2
+    assert "it was the bottleneck" in capsys.readouterr().err
+
+
+def test_a_run_with_faults_is_compared_with_one_that_has_them_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a = write_run(tmp_path / "a")
+    b = changed(write_run(tmp_path / "b"), marks=[{"name": "kill-engine", "planned_s": 9.0}])
+    assert main(["bench", "compare", str(a), str(b)]) == 2
+    assert "kill-engine at 9 s" in capsys.readouterr().err
+
+
+def test_a_run_that_was_cut_short_is_said_to_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    b = changed(write_run(tmp_path / "b", seed=2), status="interrupted")
+    _, found = judged(write_run(tmp_path / "a", seed=1), b, capsys)
+    assert found["notes"] == ["B is not complete: interrupted"]
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         ("{", "no JSON"),
         ("[]", "no run"),
         ('{"rounds": [], "schema_version": 99}', "schema_version 99"),
-        ('{"rounds": [], "schema_version": 1, "load": {"warmup_s": 0}}', "no round"),
+        ('{"rounds": [], "schema_version": 1, "load": {"warmup_s": 0, "rate_per_s": 1}}', "no round"),
+        ('{"rounds": [], "schema_version": 1, "load": {}, "kind": "peers"}', "a run of `bench peers`"),
     ],
 )
 def test_what_is_no_run_is_told(tmp_path: Path, text: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -89,6 +89,15 @@ async def test_a_server_that_is_not_there_is_an_error_of_each_request(tmp_path: 
     assert (tmp_path / "rows").read_bytes().count(b"cannot connect") == 2
 
 
+async def test_clients_of_a_closed_loop_do_not_storm_a_server_that_is_gone(tmp_path: Path) -> None:
+    with (tmp_path / "rows").open("wb") as file:
+        recorder = Recorder(file)
+        manner = Manner(concurrency=2, span_s=0.5)
+        drive = Drive(parse_target("http://127.0.0.1:1"), Speech("m", 1), manner, recorder)
+        await drive.run(closed_schedule(SHORT, 1000, 1), time.monotonic())
+    assert 2 <= (tmp_path / "rows").read_bytes().count(b"cannot connect") <= 12
+
+
 async def test_a_run_that_is_stopped_keeps_what_it_has(tmp_path: Path) -> None:
     server = NullServer(Manners(first_s=0.01, step_s=5.0))
     target = parse_target(f"http://127.0.0.1:{await server.listen()}")

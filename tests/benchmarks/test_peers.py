@@ -21,7 +21,17 @@ from benchmarks.peers import command, environments, page
 from benchmarks.peers.contenders import CONTENDERS, Contender, Setting, flags
 from benchmarks.peers.environments import OURS, PROXIES
 from benchmarks.peers.launch import PeerError, Server, started
-from benchmarks.peers.ratios import Case, Measured, Turn, ahead_of_ballast, judge, ratio, summarise, tokens_by_block
+from benchmarks.peers.ratios import (
+    Case,
+    Measured,
+    Turn,
+    ahead_of_ballast,
+    judge,
+    ratio,
+    summarise,
+    tokens_by_block,
+    unknown,
+)
 from benchmarks.runs import document as documents
 from serving.cli import main
 from serving.lifecycle.processes import start_ticks
@@ -140,6 +150,26 @@ def test_a_ratio_is_of_the_rounds_that_both_were_measured_in(tmp_path: Path) -> 
     assert ahead_of_ballast([ballast, fast, broken]) == [
         "vllm in output_tokens_per_s at C=1 (greedy)", "vllm in ttft_p50_ms at C=1 (greedy)",
     ]  # fmt: skip
+
+
+def test_a_round_without_an_answer_counts_on_neither_side(tmp_path: Path) -> None:
+    case = Case("greedy", 1)
+    silent = Turn.of(rows_of(tmp_path, [row(0.1 * at, **FAILED) for at in range(9)]), 0.0, 1.0, 0.1)
+    measured = [Measured("ballast", case, number, round_of(tmp_path, 1.0, number)) for number in (0, 1)]
+    measured += [Measured("vllm", case, 0, silent), Measured("vllm", case, 1, round_of(tmp_path, 1.0, 7))]
+    ballast, vllm = summarise(measured)
+    assert (vllm["num_rounds"], vllm["num_silent_rounds"]) == (2, 1)
+    assert vllm["output_tokens_per_s"] == pytest.approx(ballast["output_tokens_per_s"], rel=0.1)
+    assert not unknown([ballast, vllm])
+
+
+def test_nobody_is_ahead_only_where_that_was_seen(tmp_path: Path) -> None:
+    case = Case("greedy", 1)
+    failed = Turn.of(rows_of(tmp_path, [row(0.1 * at, **FAILED) for at in range(9)]), 0.0, 1.0, 0.1)
+    alone = summarise([Measured("ballast", case, 0, round_of(tmp_path, 1.0, 0))])
+    assert unknown(alone) == ["no peer was measured beside Ballast well enough"]
+    dead = summarise([Measured("ballast", case, 0, failed), Measured("vllm", case, 0, round_of(tmp_path, 1.0, 0))])
+    assert unknown(dead) == ["Ballast answered nothing at C=1 (greedy)"]
 
 
 def test_tokens_count_when_they_arrive_while_all_clients_are_at_work(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from benchmarks.runs.intervals import blocks_of, draw_weights, interval, resampl
 from benchmarks.runs.rows import Rows, read_rows
 from benchmarks.runs.slo import Slo, parse_slo
 from benchmarks.runs.summary import sample, summarise
+from benchmarks.runs.words import verdict
 
 
 def row(at_s: float, **changed: Any) -> dict[str, Any]:
@@ -87,6 +88,17 @@ def test_a_percentile_with_too_few_beyond_it_has_no_interval(tmp_path: Path) -> 
     found = summarise(rows_of(tmp_path, [row(0.1 * at) for at in range(100)]), Slo(), seed=1)["latency"]["ttft_ms"]
     assert found["p90"]["ci95"] is not None
     assert found["p99"]["ci95"] is None
+
+
+def test_what_lies_in_a_few_moments_has_no_interval(tmp_path: Path) -> None:
+    """A server that died early, a closed loop of one wave: a third of all resamples would have drawn nothing."""
+    rows = [row(0.0) for _ in range(20)] + [row(3.0, **FAILED)]
+    found = summarise(rows_of(tmp_path, rows), Slo(ttft_s=1.0), seed=1)
+    assert found["latency"]["ttft_ms"]["p50"]["ci95"] is None
+    assert verdict({**found, "generator": {"complaint": None}}).startswith("SLO MISSED: 95.24% in SLO (95 % CI ")
+    only = summarise(rows_of(tmp_path, [row(0.0) for _ in range(20)]), Slo(ttft_s=1.0), seed=1)
+    assert only["goodput"]["share_in_slo_ci95"] is None
+    assert "(95 % CI not known)" in verdict({**only, "generator": {"complaint": None}})
 
 
 def test_nothing_measured_is_no_division_by_nothing(tmp_path: Path) -> None:

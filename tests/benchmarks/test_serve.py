@@ -56,6 +56,23 @@ def test_a_run_is_one_document_with_its_rows_beside_it(
     assert second["latency"]["itl_ms"]["n"] == 4 * second["requests"]["num_ok"]
 
 
+def test_more_workers_than_requests_are_not_needed(url: str, tmp_path: Path) -> None:
+    arguments = ("--url", url, "--rate", "4", "--arrivals", "constant", "--duration", "0.5s", "--out", str(tmp_path))
+    assert bench("serve", *GENEROUS, *arguments, "--workers", "4", "--slo", "ttft=1h") == 0
+    [found] = documents.read(tmp_path).document["rounds"]
+    assert found["requests"]["num_ok"] == found["num_planned"] < 4
+
+
+def test_two_runs_have_the_same_shapes_and_other_words(url: str, tmp_path: Path) -> None:
+    """Or the second would find the first one's prompts in the server's prefix cache."""
+    arguments = ("--url", url, "--rate", "20", "--duration", "0.5s", "--slo", "ttft=1h")
+    for name in "ab":
+        assert bench("serve", *GENEROUS, *arguments, "--out", str(tmp_path / name)) == 0
+    a, b = (documents.read(tmp_path / name).document["load"] for name in "ab")
+    assert a.pop("salt") != b.pop("salt")
+    assert a == b
+
+
 def test_a_missed_slo_has_its_exit_code(refusing_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = (
         "--url",

@@ -132,11 +132,30 @@ def test_quantiles_are_linear_within_a_bucket_and_end_at_the_last_finite_bound()
 def test_a_long_watch_keeps_no_more_readings_than_it_needs(server: Server) -> None:
     watcher = Watcher(Source())
     readings = [server.worked() for _ in range(1000)]
-    for reading in readings:
-        watcher._keep(reading)
+    for at_s, reading in enumerate(readings):
+        watcher._keep(float(at_s), reading)
     assert len(watcher._kept) <= 120
-    assert watcher._kept[0] is readings[0]
-    assert watcher._last is readings[-1]
+    assert watcher._kept[0] == (0.0, readings[0])
+    assert watcher._last == (999.0, readings[-1])
+
+
+def test_the_warm_up_is_not_in_what_the_server_says(server: Server, url: str) -> None:
+    with Watcher(Source(url)) as watcher:
+        server.work()
+        watcher._look()
+        server.work()
+    for at_s, sample in enumerate(watcher.samples):
+        sample["at_s"] = watcher.started_s + at_s
+    watcher._kept = [(watcher.started_s + at_s, reading) for at_s, (_, reading) in enumerate(watcher._kept)]
+    watcher._last = watcher._kept[-1]
+    assert watcher.document()["engine_queue_ms"]["n"] == 4
+    assert watcher.document(warmup_s=1.5)["engine_queue_ms"]["n"] == 2
+
+
+def test_another_models_series_do_not_count() -> None:
+    text = 'ballast_usd_per_hour{model="a",pool="cpu"} 1\nballast_usd_per_hour{model="b",pool="cpu"} 2\n'
+    assert prometheus.read(text, "b").usd_per_hour == {"cpu": 2.0}
+    assert prometheus.read(text).usd_per_hour == {"cpu": 3.0}
 
 
 def test_a_watcher_tells_the_runs_own_share(server: Server, url: str) -> None:
@@ -193,6 +212,7 @@ def test_cpu_time_of_a_process_that_ends_stays_counted(monkeypatch: pytest.Monke
     monkeypatch.setattr("benchmarks.runs.watcher.usage_of", lambda _: {**tree, "cpu_s": next(used_s)})
     watcher = Watcher(Source(pid=os.getpid()))
     watcher._gpus = None
-    for _ in range(4):
+    for at_s in range(4):
         watcher._look()
-    assert watcher._used_cpu_s == 3.0
+        watcher.samples[-1]["at_s"] = watcher.started_s + at_s
+    assert watcher.document()["cpu_cores_mean"] == 1.0, "2 s, then a process is gone, then 1 s"

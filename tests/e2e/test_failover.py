@@ -60,7 +60,7 @@ async def stream(client: openai.AsyncOpenAI, index: int) -> Answer:
         max_tokens=NUM_TOKENS,
         stream=True,
         stream_options={"include_usage": True},
-        extra_body={"ignore_eos": True},
+        extra_body={"ignore_eos": True, "stream_interval": 1 + index % 2 * 3},
     )
     parts: list[str] = []
     finish_reason, usage = None, None

@@ -1,5 +1,6 @@
 """What one gateway has seen engines die of, the others know at once."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,22 @@ def test_serving_what_nobody_died_of_is_not_worth_a_line(path: Path) -> None:
     first = gateway(path)
     first.on_success(b"a", NOW_S)
     assert path.read_bytes() == b""
+
+
+def test_a_death_counts_from_when_it_was_not_from_when_it_is_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def with_hold() -> SharedQuarantine:
+        return SharedQuarantine(Quarantine(max_deaths=2, hold_s=60), path)
+
+    clock = {"now_s": 1000.0}
+    monkeypatch.setattr(time, "monotonic", lambda: clock["now_s"])
+    first = with_hold()
+    first.on_death(b"a", "r0")
+    clock["now_s"] = 1100.0
+    second = with_hold()
+    assert first.is_empty
+    assert second.is_empty
+    second.on_death(b"a", "r1")
+    assert not first.holds(b"a", 1100.0), "the first death was too long ago"
 
 
 def test_a_gateway_that_starts_later_knows_what_was_before(path: Path) -> None:

@@ -129,6 +129,29 @@ async def test_f12_a_request_that_kills_two_engines_is_never_tried_on_a_third(tm
         assert any('"event":"quarantined"' in line for line in stack.logs.lines)
 
 
+async def test_f12_a_request_whose_answer_cannot_go_on_kills_two_engines_at_most(tmp_path: Path) -> None:
+    """Its streams break after the first words, and its client tries again and again."""
+    deadly = [ScriptedEngine(Script(step_s=0.003, break_after_tokens=2)) for _ in range(3)]
+    async with start_stack(tmp_path, *deadly) as stack:
+        for _ in range(2):
+            async with await stack.open_chat("!die", max_tokens=9, logprobs=True) as wire:
+                assert b'"error"' in (await wire.answer()).body
+        again = await stack.client.post(CHAT, json=chat("!die", max_tokens=9, logprobs=True, stream=True))
+        assert (again.status_code, again.json()["error"]["code"]) == (422, "request_quarantined")
+        assert [engine.dead for engine in deadly].count(True) == 2
+
+
+async def test_what_a_lost_replica_had_sent_is_counted(tmp_path: Path) -> None:
+    """Nobody takes over, and nobody says what it has cost: the client has had its tokens all the same."""
+    async with start_stack(tmp_path, engines()[0]) as stack, await stack.open_chat(max_tokens=NUM_WORDS) as wire:
+        await made(stack, 0, 5)
+        await stack.replicas[0].close()
+        told = [event for event in events((await wire.answer()).body) if "choices" in event]
+        num_words = len("".join(event["choices"][0]["delta"].get("content", "") for event in told).split())
+        assert num_words
+        assert (await stack.request_line(status=200))["output_tokens"] == num_words
+
+
 async def test_f22_retries_stay_within_their_budget(tmp_path: Path) -> None:
     limits = {"retry_budget_floor": 2, "retry_budget_ratio": 0.0}
     async with start_stack(tmp_path, *engines(prefill_s=0.05), limits=limits) as stack:

@@ -296,6 +296,18 @@ async def test_a_late_request_is_served_late_where_the_model_does_not_shed_and_m
         assert demand_of(stack).num_missed == 1
 
 
+async def test_whoever_gives_up_on_a_late_answer_counts_as_missed(tmp_path: Path) -> None:
+    """Or an engine that answers nobody would look well to the autoscaler."""
+    missed = metric("ballast_slo_requests_total", model=MODEL, outcome="missed")
+    async with start_stack(tmp_path, engine(), slo={"ttft_s": 0.05}) as stack:
+        wire = await stack.open_chat("!stall")
+        await until(lambda: stack.engines[0].load().running)
+        await asyncio.sleep(0.1)
+        stack.tick(0.0)  # from now on it is watched whether the client stays
+        await wire.close()
+        await stack.until(lambda: metric("ballast_slo_requests_total", model=MODEL, outcome="missed") == missed + 1)
+
+
 async def test_whoever_is_turned_away_counts_as_missed(tmp_path: Path) -> None:
     async with busy_stack(tmp_path, limits={"max_queued_requests": 1}) as stack, filled(stack) as busy:
         [waits] = await wait_behind(stack, "one")

@@ -13,8 +13,8 @@ from serving.engine.base import Engine
 from serving.engine.scripted import Script, ScriptedEngine
 from serving.protocol.asgi import AsgiApp, Receive, Scope, Send
 from serving.protocol.frames import HEADER, Decoder, Kind, encode, prove
-from serving.replica.server import ReplicaServer, _GatewayConnection
-from tests.support.engines import AppEngine, Events, Flood, start
+from serving.replica.server import MAX_BODY_BYTES, ReplicaServer, _GatewayConnection
+from tests.support.engines import AppEngine, Events, Flood, Recorder, start
 from tests.support.peers import GatewayPeer
 from tests.support.stack import SECRET, chat, until
 
@@ -172,6 +172,21 @@ async def test_an_answer_becomes_head_body_and_end_with_its_cost(bench: Bench) -
     assert body.endswith(b"data: [DONE]\n\n")
     assert kind == Kind.END
     assert usage == {"prompt_tokens": 2, "cached_tokens": 0, "output_tokens": 3, "finish_reason": "length"}
+
+
+async def test_a_large_answer_goes_in_parts(bench: Bench) -> None:
+    """A gateway closes the connection, and all streams on it, at a frame over MAX_FRAME_BYTES."""
+    large = bytes(range(256)) * 4 * 1024 * 2 + b"end"
+    await bench.serve(AppEngine(Recorder(large)))
+    peer = await bench.gateway()
+    peer.open(1, chat())
+    parts: list[bytes] = []
+    kind, _, payload = await peer.read_kind(Kind.BODY, Kind.END)
+    while kind == Kind.BODY:
+        parts.append(payload)
+        kind, _, payload = await peer.read_kind(Kind.BODY, Kind.END)
+    assert b"".join(parts) == large
+    assert max(map(len, parts)) == MAX_BODY_BYTES
 
 
 async def test_streams_are_interleaved_and_each_is_whole(bench: Bench) -> None:

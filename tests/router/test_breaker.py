@@ -23,6 +23,22 @@ def test_it_opens_after_failures_in_a_row() -> None:
     assert not breaker.allows(0.0)
 
 
+def test_one_event_counts_once_however_many_streams_it_broke() -> None:
+    breaker, lost = Breaker(), ConnectionResetError()
+    for _ in range(20):
+        breaker.on_failure(0.0, lost)
+    assert breaker.num_failures == 1
+    breaker.on_failure(0.0, ConnectionResetError())
+    assert breaker.num_failures == 2
+
+
+def test_what_was_sent_before_it_opened_does_not_keep_it_open() -> None:
+    breaker = opened()
+    for _ in range(20):
+        breaker.on_failure(FIRST_PAUSE_S / 2)
+    assert breaker.allows(FIRST_PAUSE_S)
+
+
 def test_a_success_between_failures_starts_the_count_again() -> None:
     breaker = Breaker()
     for _ in range(10):

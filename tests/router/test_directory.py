@@ -9,7 +9,7 @@ import pytest
 
 from serving.protocol.frames import Kind, OpenHead
 from serving.protocol.membership import ReplicaAddress
-from serving.router.directory import Directory
+from serving.router.directory import LOST_S, Directory
 from tests.support.peers import fake_replica
 from tests.support.stack import SECRET, until
 
@@ -82,6 +82,22 @@ async def test_a_draining_replica_is_not_ready(tmp_path: Path, directory: Direct
         await until(lambda: known.is_ready)
         peer.load(draining=True)
         await until(lambda: not known.is_ready)
+
+
+async def test_a_replica_is_not_silent_while_nobody_could_listen(tmp_path: Path, directory: Directory) -> None:
+    async with fake_replica(tmp_path / "r0") as replica:
+        directory.update("demo", "cpu", [member(tmp_path)])
+        peer = await replica.accepted()
+        [known] = directory.replicas("demo")
+        peer.load()
+        await until(lambda: known.load)
+        now_s = known.load_at_s
+        directory.tick(now_s)
+        directory.tick(now_s + 2 * LOST_S)  # this process has stood still for as long
+        assert known.is_ready
+        for at_s in range(1, 5):
+            directory.tick(now_s + 2 * LOST_S + 0.9 * at_s)
+        assert not known.is_ready, "from then on it could have been heard"
 
 
 async def test_a_load_is_kept_with_its_time(tmp_path: Path, directory: Directory) -> None:
