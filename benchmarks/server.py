@@ -45,6 +45,12 @@ class Server:
             found: dict[str, Any] = json.load(response)
             return found
 
+    def answers(self) -> bool:
+        """Whether the public port takes requests: HAProxy may hear of the gateways a moment after they are ready.
+        Raises OSError when it does not."""
+        with urlopen(f"http://127.0.0.1:{self.port}/ready", timeout=5) as response:
+            return bool(response.status == 200)
+
     def metrics(self) -> str:
         with urlopen(f"http://127.0.0.1:{self.admin_port}/metrics", timeout=10) as response:
             return str(response.read().decode())
@@ -135,7 +141,7 @@ def _wait_until_ready(server: RunningServer, process: "subprocess.Popen[bytes]",
     deadline_s = time.monotonic() + START_TIMEOUT_S
     while process.poll() is None and time.monotonic() < deadline_s:
         with contextlib.suppress(URLError, OSError, ValueError):
-            if server.status()["ready"]:
+            if server.status()["ready"] and server.answers():
                 return
         time.sleep(_POLL_S)
     raise RuntimeError(f"the server did not get ready:\n{output.read_text()[-4000:]}")
