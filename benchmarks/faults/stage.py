@@ -173,15 +173,15 @@ def names(replicas: Iterable[Replica]) -> set[str]:
     return {replica["replica"] for replica in replicas}
 
 
-def under_way(run: Run, later_s: float = 0.0) -> list[Sent]:
-    """The requests that had been sent, and had no end, at the run's first mark, or ``later_s`` after it."""
-    at_s = run.marks[0].at_s + later_s
+def under_way(run: Run) -> list[Sent]:
+    """The requests that had been sent, and had no end, at the run's first mark."""
+    at_s = run.marks[0].at_s
     return [sent for sent in run.sent if sent.due.at_s <= at_s + CUT_S and sent.end_s >= at_s]
 
 
-def only_cut(run: Run, later_s: float = 0.0) -> bool:
-    """Whether nothing failed but what was under way at the mark, or ``later_s`` after it."""
-    cut = under_way(run, later_s)
+def only_cut(run: Run) -> bool:
+    """Whether nothing failed but what was under way at the mark."""
+    cut = under_way(run)
     return all(any(sent is other for other in cut) for sent in run.failed)
 
 

@@ -117,8 +117,12 @@ class ReplicaHost:
         while True:
             await asyncio.sleep(ASK_INTERVAL_S)
             watchdog.is_asked = True
-            await self._engine.answer()
-            watchdog.is_asked = False
+            try:
+                await self._engine.answer()
+            finally:
+                watchdog.is_asked = (
+                    False  # also of an engine that raises, as one that is being stopped: it does not hang
+                )
 
     async def _watch(self, watchdog: Watchdog) -> None:
         assert self._engine is not None

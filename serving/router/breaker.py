@@ -1,5 +1,6 @@
 """A breaker per replica: who fails again and again is left alone for a while, then tried with one request."""
 
+import weakref
 from dataclasses import dataclass
 
 NUM_FAILURES = 3
@@ -15,7 +16,7 @@ class Breaker:
     num_failures: int = 0
     open_until_s: float = 0.0
     is_probing: bool = False
-    _last_event: object = None
+    _last_event: weakref.ref[Exception] | None = None
 
     def allows(self, now_s: float) -> bool:
         if self.num_failures < NUM_FAILURES:
@@ -30,13 +31,14 @@ class Breaker:
         self.num_failures = 0
         self.is_probing = False
 
-    def on_failure(self, now_s: float, event: object = None) -> None:
-        """``event``: what has failed, such as a lost connection: the same counts once, however many streams it broke.
-        What was sent before the breaker opened says nothing new."""
+    def on_failure(self, now_s: float, error: Exception | None = None) -> None:
+        """The same ``error``, such as that of a lost connection, counts once, however many streams it broke. What was
+        sent before the breaker opened says nothing new."""
         self.is_probing = False
-        if (event is not None and event is self._last_event) or now_s < self.open_until_s:
+        is_known = error is not None and self._last_event is not None and self._last_event() is error
+        if is_known or now_s < self.open_until_s:
             return
-        self._last_event = event
+        self._last_event = weakref.ref(error) if error is not None else None  # it holds the frames of all its streams
         self.num_failures += 1
         num_pauses = self.num_failures - NUM_FAILURES
         if num_pauses >= 0:

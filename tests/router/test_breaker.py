@@ -3,6 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from serving.errors import ReplicaLost
 from serving.router.breaker import FIRST_PAUSE_S, MAX_PAUSE_S, NUM_FAILURES, Breaker
 
 
@@ -24,11 +25,11 @@ def test_it_opens_after_failures_in_a_row() -> None:
 
 
 def test_one_event_counts_once_however_many_streams_it_broke() -> None:
-    breaker, lost = Breaker(), ConnectionResetError()
+    breaker, lost = Breaker(), ReplicaLost("the connection")
     for _ in range(20):
         breaker.on_failure(0.0, lost)
     assert breaker.num_failures == 1
-    breaker.on_failure(0.0, ConnectionResetError())
+    breaker.on_failure(0.0, ReplicaLost("the next one"))
     assert breaker.num_failures == 2
 
 
