@@ -119,10 +119,8 @@ class ReplicaHost:
             watchdog.is_asked = True
             try:
                 await self._engine.answer()
-            finally:
-                watchdog.is_asked = (
-                    False  # also of an engine that raises, as one that is being stopped: it does not hang
-                )
+            finally:  # an engine that raises, as one that is being stopped, does not hang
+                watchdog.is_asked = False
 
     async def _watch(self, watchdog: Watchdog) -> None:
         assert self._engine is not None
