@@ -1,8 +1,10 @@
 """A whole server for a benchmark: started by `ballast up`, watched, and stopped; or one that runs already."""
 
 import contextlib
+import csv
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -83,6 +85,12 @@ class Server:
         """Ray's processes for the replicas of ``pool``."""
         return sorted(set(self.named("ServeReplica:ballast:")) & set(self.named(f".{pool}")))
 
+    def num_routed(self) -> int:
+        """Gateways that every HAProxy sends requests to: one hears of them a moment after they are ready. Raises
+        OSError.
+        """
+        return min(map(_num_up, (self.runtime_dir / "edge").glob("*/admin.sock")), default=0)
+
     def edges(self) -> list[int]:
         """HAProxy: the worker that takes connections and those that only finish theirs."""
         return self.named("haproxy.cfg")
@@ -135,6 +143,16 @@ def running(
                 process.wait(STOP_TIMEOUT_S)
             finally:
                 process.kill()
+
+
+def _num_up(admin_socket: Path) -> int:
+    """What HAProxy's admin socket says of its gateways."""
+    with socket.socket(socket.AF_UNIX) as admin:
+        admin.settimeout(5)
+        admin.connect(str(admin_socket))
+        admin.sendall(b"show stat\n")
+        rows = csv.DictReader(admin.makefile(encoding="ascii", newline=""))
+        return sum("gateway" in row["svname"] and row["status"].startswith(("UP", "no check")) for row in rows)
 
 
 def _wait_until_ready(server: RunningServer, process: "subprocess.Popen[bytes]", output: Path) -> None:

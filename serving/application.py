@@ -22,6 +22,7 @@ from serving.deployments import (
     pool_version,
     replica_options,
 )
+from serving.gateway import termination
 from serving.gateway.ingress import GatewayIngress, GatewayOptions
 from serving.replica.deployment import PoolReplica
 
@@ -93,6 +94,7 @@ def build_application(config: Config, site: Site) -> Application:
                     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
                     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serving.edge.middleware.middlewares",
                     "PROMETHEUS_MULTIPROC_DIR": str(site.runtime_dir / "metrics"),
+                    **termination.ENVIRONMENT,
                 }
             },
         },

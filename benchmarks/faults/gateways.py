@@ -18,10 +18,15 @@ FORGOTTEN_S = 3.0
 NUM_LONG = 8
 NUM_BUSY = 6
 STOP_MARGIN_S = 20.0
+#: Of a stream that a gateway's time to stop is too short for.
+LONG_TOKENS = int(4 * GRACE_S / STEP_S)
 
 
-async def _lose_gateway(stage: Stage, number: signal.Signals) -> tuple[Run, float, float]:
+async def _lose_gateway(
+    stage: Stage, number: signal.Signals, schedule: list[Due] | None = None
+) -> tuple[Run, float, float]:
     """The run, and the seconds until the gateway has ended and until there are two again."""
+    await stage.settled(2)
     victim = stage.server.gateways()[-1]
     took_s: list[float] = []
 
@@ -30,7 +35,7 @@ async def _lose_gateway(stage: Stage, number: signal.Signals) -> tuple[Run, floa
         took_s.append(await stage.until(lambda: victim not in stage.server.gateways(), BACK_WITHIN_S))
         took_s.append(took_s[0] + await stage.until(lambda: len(stage.server.gateways()) == 2, BACK_WITHIN_S))
 
-    run = await stage.disturbed(f"{number.name} gateway", lose)
+    run = await stage.disturbed(f"{number.name} gateway", lose, schedule)
     return run, took_s[0], took_s[1]
 
 
@@ -49,15 +54,21 @@ async def gateway_killed(stage: Stage) -> Outcome:
 
 
 async def gateway_terminated(stage: Stage) -> Outcome:
-    """The signal goes to a worker process of Ray's, which ends when its main thread next runs Python: 10 to 30 s later.
-    Until then the gateway serves, and is sent requests, which may be cut then. Who wants it in order stops the server
-    (`ballast up`)."""
-    run, ended_s, back_s = await _lose_gateway(stage, signal.SIGTERM)
+    """It is heard at once: HAProxy passes the gateway over, what it has ends in its time, or with an error frame."""
+    seconds = stage.pace.before_s + stage.pace.after_s
+    schedule = [*(Due(0.0, f"long {index}", LONG_TOKENS) for index in range(NUM_BUSY)), *stage.steady(seconds)]
+    run, ended_s, back_s = await _lose_gateway(stage, signal.SIGTERM, schedule)
+    asked_s = run.marks[0].at_s
+    cut = run.failed
     checks = {
-        "nothing fails but what it had in flight": only_cut(run),
+        "what ends in time ends well": all(str(sent.due.prompt).startswith("long") for sent in cut),
+        "what does not ends with an error frame": all("engine_unavailable" in str(sent.error) for sent in cut),
+        "it has its time": all(sent.end_s - asked_s > GRACE_S - 1.0 for sent in cut),
+        "the other gateway's requests go on": 0 < len(cut) < NUM_BUSY,
         "it is replaced": back_s < BACK_WITHIN_S,
     }
-    return outcome_of(stage, run, checks, {"ended after (s)": ended_s, "replaced after (s)": back_s})
+    figures = {"ended with an error frame": len(cut), "ended after (s)": ended_s, "replaced after (s)": back_s}
+    return outcome_of(stage, run, checks, figures)
 
 
 async def reloads(stage: Stage) -> Outcome:
@@ -134,9 +145,9 @@ async def controller_killed(stage: Stage) -> Outcome:
 async def server_stopped(stage: Stage) -> Outcome:
     """The last fault of a site: after it there is no server."""
     await stage.settled(2)  # those that the fault before has silenced may still be on their way back
-    short, long_ = int(GRACE_S / 2 / STEP_S), int(4 * GRACE_S / STEP_S)
-    schedule = [Due(0.0, f"short {index}", short) for index in range(NUM_BUSY)]
-    schedule += [Due(0.0, f"long {index}", long_) for index in range(NUM_BUSY)]
+    short_tokens = int(GRACE_S / 2 / STEP_S)
+    schedule = [Due(0.0, f"short {index}", short_tokens) for index in range(NUM_BUSY)]
+    schedule += [Due(0.0, f"long {index}", LONG_TOKENS) for index in range(NUM_BUSY)]
     left = stage.server.processes
     noticed: list[float] = []
     runtime_dir = stage.server.runtime_dir
@@ -169,6 +180,6 @@ FAULTS = (
     Fault("F4", "HAProxy reloads under streams", SCRIPTED, "0 broken", reloads),
     Fault("F5", "SIGKILL of HAProxy", SCRIPTED, "connection errors only, back in 10 s", edge_killed),
     Fault("F6", "SIGKILL of Serve's controller", SCRIPTED, "requests go on; no wrong step after", controller_killed),
-    Fault("F15", "SIGTERM of a gateway", SCRIPTED, "only its own requests fail; replaced", gateway_terminated),
+    Fault("F15", "SIGTERM of a gateway", SCRIPTED, "finish in time or an error frame; replaced", gateway_terminated),
     Fault("F15", "SIGTERM of `ballast up`", SCRIPTED, "finish in time or an error frame; exit 0", server_stopped),
 )

@@ -15,8 +15,6 @@ from benchmarks.load.traffic import Driver, Due, Run
 
 SCALED_WITHIN_S = 40.0
 MAX_PLACEMENTS = 12
-GATEWAY_BACK_S = 8.0
-"""From a gateway's end to requests that come by way of its successor; ample."""
 RATE_SHARE = 0.35
 """Of the steady traffic's rate: answers are four times as long here, and one replica has to carry them."""
 LENGTHS_S = (1.0, 1.0, 1.0, 0.75 * GRACE_S, 1.5 * GRACE_S)
@@ -106,10 +104,14 @@ async def _part_gateways(stage: Stage) -> None:
         away = set(gateways) & set(processes.children([_second_raylet(stage)]))
         if 0 < len(away) < len(gateways):
             return
-        kill(gateways[-1])
-        await asyncio.sleep(GATEWAY_BACK_S)
-        await stage.settled(2, WIDE, REPLACED_WITHIN_S)
+        await _replace_gateway(stage, gateways[-1])
     raise RuntimeError(f"all gateways were placed on one node {MAX_PLACEMENTS} times")
+
+
+async def _replace_gateway(stage: Stage, victim: int) -> None:
+    kill(victim)
+    await stage.until(lambda: victim not in stage.server.gateways(), REPLACED_WITHIN_S)
+    await stage.settled(2, WIDE, REPLACED_WITHIN_S)
 
 
 def _second_raylet(stage: Stage) -> int:

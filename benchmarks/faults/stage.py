@@ -159,12 +159,14 @@ class Stage:
     async def settled(
         self, num_replicas: int, model: str | None = None, timeout_s: float = 120.0, without: Container[str] = ()
     ) -> float:
-        """Seconds until so many replicas take requests, none of ``without`` among them, and two gateways live."""
+        """Seconds until so many replicas take requests, none of ``without`` among them, and HAProxy has two
+        gateways.
+        """
 
         def is_settled() -> bool:
             ready = {replica["replica"] for replica in self.replicas(model)}
             is_whole = len(ready) == num_replicas and not any(name in without for name in ready)
-            return is_whole and len(self.server.gateways()) == 2
+            return is_whole and len(self.server.gateways()) == self.server.num_routed() == 2
 
         return await self.until(is_settled, timeout_s)
 

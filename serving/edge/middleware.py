@@ -17,10 +17,12 @@ class EdgeMiddleware:
     """ASGI middleware that prefers ``EdgeMiddleware.gateway`` to the app it wraps.
 
     Ray Serve builds the middleware from an import path, so the gateway of this process cannot be an argument; its
-    ingress deployment puts it here.
+    ingress deployment puts it here. With ``is_leaving`` HAProxy's health checks are told to pass this gateway over;
+    what comes nevertheless is served.
     """
 
     gateway: AsgiApp | None = None
+    is_leaving = False
 
     def __init__(self, app: AsgiApp) -> None:
         self._app = app
@@ -28,6 +30,9 @@ class EdgeMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
             await send({"type": "websocket.close"})  # the server answers 403; nothing here speaks it
+        elif self.is_leaving and scope["type"] == "http" and scope["path"] in _RAY_PATHS:
+            await send({"type": "http.response.start", "status": 503, "headers": [(b"content-length", b"0")]})
+            await send({"type": "http.response.body", "body": b""})
         elif scope["type"] != "http" or scope["path"] in _RAY_PATHS or self.gateway is None:
             await self._app(scope, receive, send)
         else:

@@ -28,6 +28,7 @@ logger = logging.getLogger("ballast.admin")
 
 RETRY_BIND_S = 1.0
 SCRAPE_TIMEOUT_S = 2.0
+CLOSE_TIMEOUT_S = 1.0
 _SAMPLE = re.compile(rb"^([a-zA-Z_:][a-zA-Z0-9_:]*)(\{(.*)\})? (.+)$")
 
 
@@ -40,19 +41,24 @@ class AdminServer:
         self._status = status
         self._task: asyncio.Task[None] | None = None
         self._server: uvicorn.Server | None = None
+        self._is_closing = False
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._hold_port())
 
     async def close(self) -> None:
+        """Leave the port to another gateway."""
+        self._is_closing = True
+        if self._task is None:
+            return
         if self._server is not None:
             self._server.should_exit = True
-        if self._task is not None:
-            self._task.cancel()
+            await asyncio.wait([self._task], timeout=CLOSE_TIMEOUT_S)
+        self._task.cancel()
 
     async def _hold_port(self) -> None:
         config = uvicorn.Config(self, log_config=None, access_log=False, lifespan="off")
-        while True:
+        while not self._is_closing:
             listener = _bind(self._port)
             if listener is not None:
                 self._server = uvicorn.Server(config)

@@ -18,7 +18,7 @@ from serving.edge.local_socket import LocalSocket
 from serving.edge.middleware import EdgeMiddleware
 from serving.edge.side_door import close_side_door
 from serving.errors import StateError
-from serving.gateway import deaths
+from serving.gateway import deaths, termination
 from serving.gateway.admin import AdminServer
 from serving.gateway.app import Gateway
 from serving.gateway.auth import REFRESH_S, STORE_BUSY_TIMEOUT_S, Authenticator
@@ -37,6 +37,8 @@ from serving.tenancy.store import KeyStore
 logger = logging.getLogger("ballast.gateway")
 
 SAVE_LAST_USED_S = 60.0
+#: HAProxy asks every five seconds how a gateway is, and again after a quarter of one before it passes it over.
+HAPROXY_NOTICE_S = 6.0
 #: Allocations between two collections of the youngest objects; Python's 700 is less than one engine step makes.
 GC_YOUNG_OBJECTS = 20_000
 
@@ -77,6 +79,7 @@ class GatewayIngress:
         catalog = Catalog(config.models, self._directory)
         self._fleet = FleetBoard()
         self._grace_s = config.server.shutdown_grace_s
+        self._is_leaving = False
         self._is_stopping = False
         self._inference = Inference(
             config,
@@ -106,6 +109,7 @@ class GatewayIngress:
         self._admin.start()
         beats = (self._beat(), self._save_last_used(), self._fleet.follow())
         self._tasks = [asyncio.create_task(beat) for beat in beats]
+        self._leaving = asyncio.create_task(self._leave_when_told())
         # What is alive now (Ray, mostly) stays alive: looking through it again and again would stall streams.
         gc.collect()
         gc.freeze()
@@ -125,7 +129,7 @@ class GatewayIngress:
             self._directory.tick(loop.time())
             self._authenticator.refresh(self._clock.now_s())
             replicas = self._directory.all()
-            self._gateway.is_ready = any(replica.is_ready for replica in replicas) and not self._is_stopping
+            self._gateway.is_ready = any(replica.is_ready for replica in replicas) and not self._is_leaving
             self._count_replicas(replicas)
 
     def _coming_s(self, model: str) -> float | None:
@@ -185,7 +189,29 @@ class GatewayIngress:
         """
         if not hasattr(self, "_tasks"):  # the constructor failed
             return
-        self._is_stopping = True
+        self._leaving.cancel()
+        await self._stop()
+
+    async def _leave_when_told(self) -> None:
+        """At a SIGTERM: serve until HAProxy brings nothing more, let what is under way end, and end the process. Ray
+        Serve starts another gateway.
+        """
+        await termination.told()
+        logger.info("SIGTERM: this gateway passes on what is new, and ends when its requests have", extra=self._count())
+        self._is_leaving = EdgeMiddleware.is_leaving = True
+        self._gateway.is_ready = False
+        await self._admin.close()
+        await asyncio.sleep(HAPROXY_NOTICE_S)
+        await self._stop()
+        logger.info("SIGTERM: this gateway has ended", extra=self._count())
+        os._exit(0)
+
+    def _count(self) -> dict[str, int]:
+        return {"in_flight": self._inference.num_in_flight}
+
+    async def _stop(self) -> None:
+        """Take nothing more, give what is under way its time, and let go of everything."""
+        self._is_leaving = self._is_stopping = True
         if self._local_socket is not None:
             if not await self._local_socket.drain(self._grace_s):
                 self._inference.end_all()

@@ -5,7 +5,7 @@ proven elsewhere:
 
     F1, F2 (the process), F8    test_failover.py, with 32 streams at once, byte for byte
     a lone replica's death      test_failures.py
-    F15, SIGTERM of one part    the benchmark alone: it comes to the same as F2 and F3
+    F15, SIGTERM of a replica   the benchmark alone: it comes to the same as F2
     a killed `ballast up`       test_lifecycle.py
     F13, F14, F23 to F33        tests/gateway/test_faults.py, and F15 where time is up; F12, F22, F36 once more in
                                 tests/gateway/test_failover.py, without Ray
@@ -18,13 +18,12 @@ import pytest
 
 from benchmarks.faults.engines import engine_hung, engine_killed, replica_killed, replica_terminated
 from benchmarks.faults.fault import Fault, row_of
-from benchmarks.faults.gateways import gateway_terminated
 from benchmarks.faults.sites import stage
 from benchmarks.faults.stage import QUICK, Stage
 from benchmarks.scenarios.faults import FAULTS
 from tests.e2e.table import ROWS
 
-ELSEWHERE = (engine_killed, replica_killed, replica_terminated, engine_hung, gateway_terminated)
+ELSEWHERE = (engine_killed, replica_killed, replica_terminated, engine_hung)
 HERE = [fault for fault in FAULTS if fault.play not in ELSEWHERE]
 
 

@@ -69,3 +69,19 @@ async def test_a_websocket_is_closed_before_anything_sees_it(gateway: App) -> No
 def test_ray_serve_is_told_of_it() -> None:
     [middleware] = middlewares()
     assert middleware.cls is EdgeMiddleware
+
+
+async def test_of_a_gateway_that_is_leaving_only_health_checks_learn(
+    gateway: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(EdgeMiddleware, "is_leaving", True)
+    ray, sent = App(), list[Message]()
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    await EdgeMiddleware(ray)({"type": "http", "path": "/-/healthz", "headers": []}, nothing, send)
+    assert [message.get("status") for message in sent] == [503, None]
+    assert ray.calls == []
+    await EdgeMiddleware(ray)({"type": "http", "path": "/v1/models", "headers": []}, nothing, ignore)
+    assert len(gateway.calls) == 1

@@ -9,6 +9,7 @@ import pytest
 
 from serving.gateway import admin
 from serving.gateway.admin import AdminServer, replica_metrics
+from serving.ports import free_port
 from serving.protocol.asgi import Receive, Scope, Send
 from tests.support.engines import AppEngine, Events, Recorder, start
 from tests.support.stack import Stack, start_stack
@@ -91,3 +92,24 @@ async def test_a_stream_of_metrics_is_read_to_its_end(tmp_path: Path) -> None:
 
     async with start_stack(tmp_path, AppEngine(in_parts)) as stack:
         assert (await replica_metrics(stack.directory.all())).count(b'replica="r0"') == 2
+
+
+async def test_one_that_closes_leaves_the_port_to_another(stack: Stack) -> None:
+    port = free_port()
+    first, second = (AdminServer(port, stack.directory, lambda name=name: {"name": name}) for name in ("one", "two"))
+
+    async def answers(name: str) -> None:
+        async with httpx.AsyncClient() as client, asyncio.timeout(10):
+            while True:
+                try:
+                    if (await client.get(f"http://127.0.0.1:{port}/admin/status")).json() == {"name": name}:
+                        return
+                except httpx.TransportError:
+                    await asyncio.sleep(0.02)
+
+    first.start()
+    await answers("one")
+    second.start()
+    await first.close()
+    await answers("two")
+    await second.close()
