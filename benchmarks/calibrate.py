@@ -81,7 +81,12 @@ class Calibration:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns 0."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.calibrate", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="ballast bench calibrate",
+        description=__doc__,
+        epilog="Exit codes: 0 measured; 1 a server did not start, or requests failed; 2 the config is wrong. "
+        "Example: ballast bench calibrate --config ballast.yaml --json speed.json",
+    )
     parser.add_argument("--config", type=Path, default=Path("ballast.yaml"), help="default: ./ballast.yaml")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to this file")
     options = parser.parse_args(arguments)

@@ -112,7 +112,12 @@ def _line(row: dict[str, object]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns 0, or 1 if an op's tests are red."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.kernels", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="ballast bench kernels",
+        description=__doc__,
+        epilog="Exit codes: 0 measured; 1 an op's tests are red, and nothing that rests on it was measured. "
+        "Example: ballast bench kernels --quick --json kernels.json",
+    )
     parser.add_argument("--quick", action="store_true", help="one batch size and one vocabulary")
     parser.add_argument("--json", type=Path, default=RESULT, metavar="FILE", help="default: %(default)s")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="a PNG of the speed-ups; needs matplotlib")

@@ -108,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(given)
     names, cases = [BALLAST, *chosen(options.peers)], chosen_cases(options)
     setting = Setting.of(options.config)
-    folder, document = _opened(options, given)
+    folder, document = _opened(options, given, setting)
     is_interrupted = False
     with _ending_like_ctrl_c(), servers(setting, names) as stage:
         document["versions"] |= stage.versions
@@ -162,17 +162,18 @@ def chosen_cases(options: argparse.Namespace) -> list[Case]:
     return cases if options.no_sampling else [*cases, SAMPLED]
 
 
-def _opened(options: argparse.Namespace, given: Sequence[str]) -> tuple[Path, documents.Document]:
+def _opened(options: argparse.Namespace, given: Sequence[str], setting: Setting) -> tuple[Path, documents.Document]:
     """A new run, or an earlier one to which rounds are added. Raises BenchError."""
     load = {name: getattr(options, name) for name in ("duration", "prompt_tokens", "output_tokens", "workers")}
+    fixed = {"load": load, "model": setting.model, "engine": setting.engine_args()}
     if options.out and (options.out / documents.NAME).exists():
         found = documents.read(options.out)
-        if found.document.get("kind") != "peers" or found.document["load"] != load:
-            raise BenchError(f"{options.out} holds a run with another load; name another folder with --out")
+        if found.document.get("kind") != "peers" or any(found.document.get(name) != fixed[name] for name in fixed):
+            raise BenchError(f"{options.out} holds a run with another load or config; name another folder with --out")
         return found.folder, found.document
     document = {
         **documents.head("peers", given),
-        "load": load,
+        **fixed,
         "modes": MODES,
         "missing": {},
         "sessions": [],

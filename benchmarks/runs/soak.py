@@ -48,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     options = parser().parse_args(given)
     check_load(options)
+    if options.rounds != 1:
+        raise BenchError("a soak is one long round: leave out --rounds, and say how long with --duration")
     plan = make_plan(options)
     if plan.source.pid is None:
         raise BenchError("a soak looks at the server's processes: name one with --server-pid, or its --config")

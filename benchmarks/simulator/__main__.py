@@ -23,7 +23,12 @@ SCHEMA_VERSION = 1
 
 def parser() -> argparse.ArgumentParser:
     """The options, for this command and for `ballast bench autoscale`."""
-    options = argparse.ArgumentParser(prog="python -m benchmarks.simulator", description=__doc__)
+    options = argparse.ArgumentParser(
+        prog="ballast bench autoscale",
+        description=__doc__,
+        epilog="Exit codes: 0 simulated; 2 there is no such trace, scenario or policy. "
+        "Example: ballast bench autoscale --trace week.csv.gz --policy ours,ray,static --json autoscale.json",
+    )
     options.add_argument("--trace", type=Path, nargs="+", required=True, metavar="FILE", help="request traces")
     options.add_argument(
         "--policy", default=",".join(CONTENDERS), help=f"comma-separated, of {', '.join(CONTENDERS)} (default: all)"
