@@ -90,6 +90,11 @@ class Engine(Protocol):
         """True once the engine can never answer again."""
 
     @property
+    def draws_by_place(self) -> bool:
+        """Whether a drawn token depends on its logits, the request's seed and its place alone, so that another replica
+        draws the same. Only valid after ``start``."""
+
+    @property
     def max_model_len(self) -> int:
         """Longest prompt plus output, in tokens. Only valid after ``start``."""
 

@@ -66,6 +66,10 @@ class ScriptedEngine:
         return self._dead.is_set()
 
     @property
+    def draws_by_place(self) -> bool:
+        return True
+
+    @property
     def max_model_len(self) -> int:
         return self._script.max_model_len
 

@@ -40,7 +40,7 @@ from serving.engine.grammar_check import CheckedApp, GrammarCheck
 from serving.engine.metered_llm import MeteredAsyncLLM
 from serving.engine.plain_chat import PlainChatServing
 from serving.engine.sampling_counts import VARIABLE as SAMPLING_FILE
-from serving.engine.sampling_counts import SamplingCollector, SamplingCounts
+from serving.engine.sampling_counts import Count, SamplingCollector, SamplingCounts
 from serving.engine.sandbox import Sandbox
 from serving.engine.step_meter import StepMeter
 from serving.engine.vllm_grammars import TARGET, settings_of
@@ -149,6 +149,13 @@ class VllmEngine:
     @property
     def dead(self) -> bool:
         return self._llm is not None and (self._llm.errored or self._llm.was_stopped)
+
+    @property
+    def draws_by_place(self) -> bool:
+        assert self._llm is not None, "start() has not finished"
+        # What verifies drafts is vLLM's rejection sampler, which draws from a generator's state.
+        is_speculative = self._llm.vllm_config.speculative_config is not None
+        return bool(self._counts.values()[Count.IS_ACTIVE]) and not is_speculative
 
     @property
     def max_model_len(self) -> int:

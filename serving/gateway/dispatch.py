@@ -81,6 +81,7 @@ class Dispatch:
             "created": int(time.time()),
             "continuable": request.stream and request.continuable,
             "resume": [],
+            "is_seeded": request.is_seeded,
             "is_constrained": request.is_constrained,
         }
 

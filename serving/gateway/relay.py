@@ -123,6 +123,8 @@ class Relay:
             raise await self._upstream_error(head)
         if head["content_type"].startswith("text/event-stream"):
             self._is_continuable = head["continuable"]
+            if self._sent_ids and not self._is_continuable:
+                raise _incomplete()
             await self._relay_events()
         else:
             await self._relay_whole()
@@ -284,6 +286,10 @@ def as_api_error(error: Exception, exchange: Exchange) -> ApiError:
         return UpstreamTimeout(str(error))
     if isinstance(error, StreamFailed) and error.failure["cause"] == "request":
         return InternalError(error.failure["message"])
+    return _incomplete()
+
+
+def _incomplete() -> EngineUnavailable:
     return EngineUnavailable(
         "the replica that served this request is gone; the answer is incomplete", retry_after_s=RETRY_AFTER_LOST_S
     )

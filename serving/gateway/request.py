@@ -26,6 +26,7 @@ class ValidRequest:
     ``body`` is the client's with our values over it, ready to be written; ``model`` is the name as asked.
     ``num_choices`` counts the answers to all prompts; ``max_output_tokens`` bounds each, None: only the context does.
     ``continuable``: if the replica dies, another can go on from the tokens so far, and the client could not tell.
+    ``is_seeded``: its tokens are drawn, from a seed of the client's: only a sampler that draws by place can go on.
     ``is_constrained``: the engine makes a grammar of something in it, which the replica tries in a sandbox first.
     ``is_batch``: the client is in no hurry (`service_tier` `flex`).
     ``ignored`` names the fields that were dropped.
@@ -38,6 +39,7 @@ class ValidRequest:
     max_output_tokens: int | None
     num_choices: int
     continuable: bool
+    is_seeded: bool
     is_constrained: bool
     is_batch: bool
     ignored: tuple[str, ...]

@@ -93,7 +93,8 @@ def _request(endpoint: Endpoint, draft: Draft, ignored: tuple[str, ...]) -> Vali
         max_output_tokens=_max_output_tokens(draft),
         num_choices=num_choices,
         is_constrained=endpoint in _GENERATING and (draft.compiles_tools or any(map(sent.get, _CONSTRAINTS))),
-        continuable=endpoint in _CONTINUABLE and num_choices == 1 and _is_continuable(sent),
+        continuable=endpoint in _CONTINUABLE and num_choices == 1 and not any(map(sent.get, _NOT_CONTINUABLE)),
+        is_seeded=sent.get("seed") is not None and sent.get("temperature") != 0,
         is_batch=draft.asked.get("service_tier") == "flex",
         ignored=ignored,
     )
@@ -104,11 +105,6 @@ def _max_output_tokens(draft: Draft) -> int | None:
         if name in draft.sent:
             return cast(int, draft.sent[name])
     return draft.limits.max_output_tokens
-
-
-def _is_continuable(sent: dict[str, object]) -> bool:
-    is_repeatable = "seed" not in sent or sent.get("temperature") == 0
-    return is_repeatable and not any(sent.get(name) for name in _NOT_CONTINUABLE)
 
 
 def _hint(endpoint: Endpoint, name: str) -> str:

@@ -66,8 +66,9 @@ class OpenHead(TypedDict):
 
     ``created`` is what the answer says of its time (Unix seconds), the same on every replica that works on it. With
     ``continuable`` the replica sends PIECEs if it can; ``resume`` holds the tokens that an earlier replica has sent,
-    and the answer goes on after them. ``is_constrained``: the engine will make a grammar of something in the body.
-    ``prompt_tokens`` is the gateway's estimate: until the answer begins the replica reports it as pending.
+    and the answer goes on after them. ``is_seeded``: it is drawn from a seed of the client's, and can go on only where
+    a token depends on seed and place alone. ``is_constrained``: the engine will make a grammar of something in the
+    body. ``prompt_tokens`` is the gateway's estimate: until the answer begins the replica reports it as pending.
     """
 
     method: str
@@ -77,6 +78,7 @@ class OpenHead(TypedDict):
     created: int
     continuable: bool
     resume: list[int]
+    is_seeded: NotRequired[bool]
     is_constrained: NotRequired[bool]
     prompt_tokens: NotRequired[int]
 

@@ -302,7 +302,7 @@ class _Stream:
             is_constrained=head.get("is_constrained", False),
             created=head["created"],
             resume=tuple(head["resume"]),
-            continuable=head["continuable"],
+            continuable=head["continuable"] and (not head.get("is_seeded", False) or connection.engine.draws_by_place),
         )
         self._task = asyncio.create_task(self._run())
 

@@ -45,7 +45,7 @@ def undisturbed(fleet: Server) -> list[Answer]:
 
 
 async def stream_all(server: Server) -> list[Answer]:
-    """Streams at temperature 0, all at once."""
+    """Streams at temperature 0, and every third of drawn tokens with a seed, all at once."""
     async with openai.AsyncOpenAI(
         base_url=f"{server.url}/v1", api_key=server.key, max_retries=0, timeout=300
     ) as client:
@@ -56,7 +56,8 @@ async def stream(client: openai.AsyncOpenAI, index: int) -> Answer:
     chunks = await client.chat.completions.create(
         model=MODEL,
         messages=[{"role": "user", "content": f"Count from {index} to {index + 60}."}],
-        temperature=0,
+        temperature=0.7 if index % 3 == 2 else 0,
+        seed=index,
         max_tokens=NUM_TOKENS,
         stream=True,
         stream_options={"include_usage": True},

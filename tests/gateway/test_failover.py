@@ -97,7 +97,38 @@ async def test_a_request_that_has_shown_nothing_yet_starts_again_elsewhere(tmp_p
         assert (await stack.request_line(status=200))["output_tokens"] == 3
 
 
-@pytest.mark.parametrize("fields", [{"n": 2}, {"logprobs": True}, {"seed": 1}, {"presence_penalty": 0.5}])
+class ByState(ScriptedEngine):
+    """One that draws from a generator's state."""
+
+    draws_by_place = False
+
+
+@pytest.mark.parametrize("loses", [True, False])
+async def test_a_seeded_stream_goes_on_only_where_tokens_are_drawn_by_their_place(tmp_path: Path, loses: bool) -> None:
+    script = Script(step_s=0.003, break_after_tokens=NEVER)
+    engines = [(ByState if loses else ScriptedEngine)(script), ScriptedEngine(script)]
+    async with start_stack(tmp_path, *engines) as stack, await begin(stack, seed=1) as wire:
+        await made(stack, 0, 5)
+        await stack.replicas[0].close()
+        answer = await wire.answer()
+        assert (b'"code":"engine_unavailable"' in answer.body) == loses
+        assert (f"w{NUM_WORDS - 1} ".encode() in answer.body) != loses
+        assert answer.body.endswith(b"data: [DONE]\n\n") != loses
+
+
+async def test_a_seeded_stream_ends_where_no_replica_that_is_left_draws_by_place(tmp_path: Path) -> None:
+    script = Script(step_s=0.003, break_after_tokens=NEVER)
+    async with start_stack(tmp_path, ScriptedEngine(script), ByState(script)) as stack:
+        async with await begin(stack, seed=1) as wire:
+            await made(stack, 0, 5)
+            await stack.replicas[0].close()
+            answer = await wire.answer()
+        assert b'"code":"engine_unavailable"' in answer.body
+        assert b"[DONE]" not in answer.body
+        await until(lambda: not stack.engines[1].load().running)
+
+
+@pytest.mark.parametrize("fields", [{"n": 2}, {"logprobs": True}, {"presence_penalty": 0.5}])
 async def test_what_cannot_honestly_go_on_ends_with_an_error(tmp_path: Path, fields: Json) -> None:
     async with start_stack(tmp_path, *engines()) as stack, await begin(stack, **fields) as wire:
         await made(stack, 0, 5)

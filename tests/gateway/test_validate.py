@@ -175,12 +175,19 @@ def test_best_of_may_say_what_n_says() -> None:
     assert "best_of" not in send(Endpoint.COMPLETIONS, best_of=2, n=2).body
 
 
+def test_what_is_drawn_from_a_seed_is_seeded() -> None:
+    assert chat(seed=1).is_seeded
+    assert chat(seed=0, temperature=0.7).is_seeded
+    for fields in ({}, {"seed": None}, {"seed": 1, "temperature": 0}, {"temperature": 0.7}):
+        assert not chat(**fields).is_seeded, fields
+
+
 def test_only_plain_sampling_is_continuable() -> None:
     assert chat(temperature=0.7, max_tokens=5, stop="x", stream=True).continuable
-    assert chat(seed=1, temperature=0).continuable
+    assert chat(seed=1, temperature=0.7).continuable
     assert send(Endpoint.COMPLETIONS).continuable
     for fields in (
-        {"n": 2}, {"logprobs": True}, {"tools": [TOOL]}, {"response_format": {"type": "json_object"}}, {"seed": 1},
+        {"n": 2}, {"logprobs": True}, {"tools": [TOOL]}, {"response_format": {"type": "json_object"}},
         {"frequency_penalty": 0.5}, {"structured_outputs": {"choice": ["a"]}},
     ):  # fmt: skip
         assert not chat(**fields).continuable, fields

@@ -15,6 +15,7 @@ class AppEngine:
         self.app = app
         self.max_model_len = max_model_len
         self.dead = False
+        self.draws_by_place = True
         self.gauges = EngineLoad()
 
     async def start(self) -> None:
