@@ -36,6 +36,7 @@ FORMS = {
     "kill-replica": "SIGKILL of the busiest replica's process",
     "drain-replica": "SIGTERM of it: it finishes or hands over what it has",
     "kill-gateway": "SIGKILL of the newest gateway",
+    "drain-gateway": "SIGTERM of it: it finishes what it has",
     "scale:POOL=N": "N replicas in the pool, no more and no less, by a config that is applied",
     "apply:FILE": "what `ballast apply` would do with this config",
     "overload:Kx,TIME": "K times the rate for TIME",
@@ -78,6 +79,11 @@ class Fault:
     def span_s(self) -> float | None:
         """How long a stopped engine stands still; None: to the end of the run."""
         return parse_duration_s(self.value) if self.value else None
+
+    @property
+    def signal_number(self) -> signal.Signals:
+        """What a process is killed, or told to end, by."""
+        return signal.SIGTERM if self.kind.startswith("drain") else signal.SIGKILL
 
     @property
     def scale(self) -> tuple[str, int]:
@@ -163,15 +169,14 @@ class Site:
                 if fault.span_s is not None or over.is_set():
                     self._go_on(mark.pid)
             case "kill-replica" | "drain-replica":
-                victim = self._busiest()
-                number = signal.SIGKILL if fault.kind == "kill-replica" else signal.SIGTERM
+                victim, number = self._busiest(), fault.signal_number
                 mark.pid, mark.what = victim["pid"], f"{number.name} of replica {victim['replica']}"
                 kill(victim["pid"], number)
-            case "kill-gateway":
+            case "kill-gateway" | "drain-gateway":
                 if not (gateways := self.server.gateways()):
                     raise LookupError("no gateway runs")
-                mark.pid, mark.what = gateways[-1], "SIGKILL of a gateway"
-                kill(mark.pid)
+                mark.pid, mark.what = gateways[-1], f"{fault.signal_number.name} of a gateway"
+                kill(mark.pid, fault.signal_number)
             case "overload":
                 assert fault.surge is not None
                 mark.what = f"{fault.surge.factor:g} times the rate for {fault.surge.span_s:g} s"

@@ -137,7 +137,7 @@ def test_a_stopped_engine_goes_on_when_the_run_ends(ballast: Ballast, tmp_path: 
 def test_what_cannot_be_done_is_told_and_fails_the_run(
     ballast: Ballast, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    gone = ("--at", "0.5s=kill-gateway")
+    gone = ("--at", "0.5s=drain-gateway")
     load = ("--rate", "40", "--duration", "1s", "--slo", "ttft=1h", *GENEROUS)
     assert chaos("--config", str(ballast.config), *gone, *load, "--out", str(tmp_path / "run"), "--json") == 1
     document = json.loads(capsys.readouterr().out)
