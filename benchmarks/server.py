@@ -86,10 +86,10 @@ class Server:
         return sorted(set(self.named("ServeReplica:ballast:")) & set(self.named(f".{pool}")))
 
     def num_routed(self) -> int:
-        """Gateways that every HAProxy sends requests to: one hears of them a moment after they are ready. Raises
-        OSError.
+        """Gateways that HAProxy sends requests to: it hears of one a moment after that is ready. Where several nodes
+        have a HAProxy, of the one that has most. Raises OSError.
         """
-        return min(map(_num_up, (self.runtime_dir / "edge").glob("*/admin.sock")), default=0)
+        return max(map(_num_up, (self.runtime_dir / "edge").glob("*/admin.sock")), default=0)
 
     def edges(self) -> list[int]:
         """HAProxy: the worker that takes connections and those that only finish theirs."""
@@ -146,10 +146,13 @@ def running(
 
 
 def _num_up(admin_socket: Path) -> int:
-    """What HAProxy's admin socket says of its gateways."""
+    """What HAProxy's admin socket says of its gateways; 0 where that HAProxy has ended."""
     with socket.socket(socket.AF_UNIX) as admin:
         admin.settimeout(5)
-        admin.connect(str(admin_socket))
+        try:
+            admin.connect(str(admin_socket))
+        except ConnectionRefusedError:
+            return 0
         admin.sendall(b"show stat\n")
         rows = csv.DictReader(admin.makefile(encoding="ascii", newline=""))
         return sum("gateway" in row["svname"] and row["status"].startswith(("UP", "no check")) for row in rows)
