@@ -146,8 +146,9 @@ async def server_stopped(stage: Stage) -> Outcome:
     """The last fault of a site: after it there is no server."""
     await stage.settled(2)  # those that the fault before has silenced may still be on their way back
     short_tokens = int(GRACE_S / 2 / STEP_S)
-    schedule = [Due(0.0, f"short {index}", short_tokens) for index in range(NUM_BUSY)]
-    schedule += [Due(0.0, f"long {index}", LONG_TOKENS) for index in range(NUM_BUSY)]
+    # Both kinds are under way when it is told to stop.
+    schedule = [Due(0.0, f"long {index}", LONG_TOKENS) for index in range(NUM_BUSY)]
+    schedule += [Due(stage.pace.before_s - GRACE_S / 4, f"short {index}", short_tokens) for index in range(NUM_BUSY)]
     left = stage.server.processes
     noticed: list[float] = []
     runtime_dir = stage.server.runtime_dir
@@ -163,7 +164,7 @@ async def server_stopped(stage: Stage) -> Outcome:
     of_kind = {kind: [sent for sent in run.sent if str(sent.due.prompt).startswith(kind)] for kind in ("short", "long")}
     checks = {
         "not ready at once": noticed[0] < 2.0,
-        "what ends in time ends well": all(sent.is_whole for sent in of_kind["short"]),
+        "what ends in time ends well": all(sent.is_whole and sent.end_s > asked_s for sent in of_kind["short"]),
         "what does not ends with an error frame": all(
             "engine_unavailable" in str(sent.error) for sent in of_kind["long"]
         ),
