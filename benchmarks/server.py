@@ -21,7 +21,7 @@ import yaml
 from benchmarks import processes
 from serving.lifecycle.processes import processes_of, start_ticks
 from serving.lifecycle.record import ServerRecord
-from serving.ports import free_port
+from serving.ports import free_ports
 
 START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 90.0
@@ -117,7 +117,7 @@ def running(
     """
     with tempfile.TemporaryDirectory(prefix="ballast-bench-") as folder:
         state_dir = Path(folder) / "state"
-        port, admin_port = free_port(), free_port()
+        port, admin_port = free_ports(2)
         server = {**config.get("server", {}), "port": port, "admin_port": admin_port, "state_dir": str(state_dir)}
         path = Path(folder) / "ballast.yaml"
         path.write_text(yaml.safe_dump({**config, "server": server}))

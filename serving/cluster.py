@@ -22,7 +22,7 @@ from serving.errors import MachineError
 from serving.lifecycle import zygote
 from serving.lifecycle.launch import DeploymentState, Rollout
 from serving.lifecycle.processes import RUNTIME_DIR_VARIABLE, end_processes_of
-from serving.ports import free_port
+from serving.ports import free_ports
 
 logger = logging.getLogger("ballast.cluster")
 
@@ -66,7 +66,8 @@ class Cluster:
         meanwhile. Ray reads its environment when it is imported, so nobody may have done that before.
         """
         on_step("Ray")
-        os.environ.update(cluster_environment(self.runtime_dir, self.config.server, EdgePorts.free()))
+        server = self.config.server
+        os.environ.update(cluster_environment(self.runtime_dir, server, EdgePorts.free(server)))
         # A dozen Python processes are about to start; without cached bytecode each would compile all that it imports.
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
         if preloads_engine and any(isinstance(pool, CpuPool) for model in self.config.models for pool in model.pools):
@@ -233,8 +234,9 @@ class EdgePorts:
     fallback: int
 
     @classmethod
-    def free(cls) -> "EdgePorts":
-        return cls(free_port(), free_port(), free_port())
+    def free(cls, server: ServerConfig) -> "EdgePorts":
+        """Others than those of ``server``."""
+        return cls(*free_ports(3, besides=(server.port, server.admin_port)))
 
 
 def cluster_environment(runtime_dir: Path, server: ServerConfig, ports: EdgePorts) -> dict[str, str]:

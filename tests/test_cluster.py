@@ -36,7 +36,7 @@ def test_the_runtime_folder_is_private_and_short_enough_for_rays_sockets(
 def test_everything_that_ray_and_its_proxy_write_lies_in_the_runtime_folder(
     tmp_path: Path, server: ServerConfig
 ) -> None:
-    environment = cluster_environment(tmp_path, server, EdgePorts.free())
+    environment = cluster_environment(tmp_path, server, EdgePorts.free(server))
     kept = {"TORCHINDUCTOR_CACHE_DIR"}
     paths = [value for name, value in environment.items() if value.startswith("/") and name not in kept]
     assert len(paths) >= 7
@@ -63,7 +63,7 @@ def test_ray_asks_for_a_token_that_nobody_can_guess_and_reports_nothing(tmp_path
     environments = []
     for folder in (first, second):
         folder.mkdir()
-        environments.append(cluster_environment(folder, server, EdgePorts.free()))
+        environments.append(cluster_environment(folder, server, EdgePorts.free(server)))
     tokens = {environment["RAY_AUTH_TOKEN"] for environment in environments}
     assert len(tokens) == 2
     assert all(len(bytes.fromhex(token)) == 32 for token in tokens)
@@ -72,7 +72,7 @@ def test_ray_asks_for_a_token_that_nobody_can_guess_and_reports_nothing(tmp_path
 
 
 def test_the_launcher_that_stands_for_haproxy_is_ours_alone(tmp_path: Path, server: ServerConfig) -> None:
-    launcher = Path(cluster_environment(tmp_path, server, EdgePorts.free())["RAY_SERVE_HAPROXY_BINARY_PATH"])
+    launcher = Path(cluster_environment(tmp_path, server, EdgePorts.free(server))["RAY_SERVE_HAPROXY_BINARY_PATH"])
     assert stat.S_IMODE(launcher.stat().st_mode) == 0o700
     assert "edge/haproxy.py" in launcher.read_text()
     assert os.access(launcher, os.X_OK)

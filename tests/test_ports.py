@@ -14,7 +14,7 @@ def test_a_port_is_found_that_the_kernel_gives_to_nobody_else(tmp_path: Path, mo
     monkeypatch.setattr(ports, "_EPHEMERAL_PORTS", usual)
     found = {ports.free_port() for _ in range(20)}
     assert len(found) > 10
-    assert all(20_000 <= port < 32_768 for port in found)
+    assert all(20_000 <= port < 30_000 for port in found)
 
 
 def test_a_port_that_is_taken_is_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,6 +24,12 @@ def test_a_port_that_is_taken_is_not_found(monkeypatch: pytest.MonkeyPatch) -> N
         port = taken.getsockname()[1]
         monkeypatch.setattr(ports.random.SystemRandom, "sample", lambda self, own, number: [port])
         assert ports.free_port() != port
+
+
+def test_several_are_different_and_none_of_those_that_others_will_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    handed_out = iter([20_001, 20_002, 20_002, 20_003])
+    monkeypatch.setattr(ports, "free_port", lambda: next(handed_out))
+    assert ports.free_ports(2, besides=(20_001,)) == [20_002, 20_003]
 
 
 def test_where_the_kernel_hands_out_all_of_them_the_choice_is_its_own(
