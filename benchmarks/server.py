@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from urllib.error import URLError
 from urllib.request import urlopen
@@ -109,11 +110,15 @@ class RunningServer(Server):
 
 @contextlib.contextmanager
 def running(
-    config: Mapping[str, Any], *options: str, program: Sequence[str] = ("serving.cli", "up")
+    config: Mapping[str, Any],
+    *options: str,
+    program: Sequence[str] = ("serving.cli", "up"),
+    environ: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[RunningServer]:
     """A server with this config (ports and state are chosen here). Raises RuntimeError when it does not get ready.
 
-    ``options`` go to `ballast up`, or to the ``program`` that takes its place: a module and its first arguments.
+    ``options`` go to `ballast up`, or to the ``program`` that takes its place: a module and its first arguments;
+    ``environ`` is added to its environment.
     """
     with tempfile.TemporaryDirectory(prefix="ballast-bench-") as folder:
         state_dir = Path(folder) / "state"
@@ -129,7 +134,8 @@ def running(
                 stdout=log,
                 stderr=log,
                 # Its config is all that it hears: no variable of the caller's points it at another server's state.
-                env={name: value for name, value in os.environ.items() if not name.startswith("BALLAST_")},
+                env={name: value for name, value in os.environ.items() if not name.startswith("BALLAST_")}
+                | dict(environ),
                 # A terminal's Ctrl-C is the benchmark's to hear: it stops the server when it has kept what it has.
                 process_group=0,
             )
@@ -143,6 +149,11 @@ def running(
                 process.wait(STOP_TIMEOUT_S)
             finally:
                 process.kill()
+
+
+def _environment() -> dict[str, str]:
+    """A server's config is all that it hears: no variable of the caller's points it at another server's state."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("BALLAST_")}
 
 
 def _num_up(admin_socket: Path) -> int:

@@ -78,7 +78,7 @@ async def engine_hung(stage: Stage) -> Outcome:
 
 
 async def engine_out_of_memory(stage: Stage) -> Outcome:
-    """Its address space is over what it may be, and prompts come that are longer than any before."""
+    """Its address space is over what it may be, and prompts come whose tensors have to be mapped."""
     hungry = stage.driver()
 
     async def starve(victim: Replica) -> None:

@@ -33,6 +33,10 @@ NUM_SLOTS = 8
 """Requests that a scripted engine runs at once."""
 PREFILL_S, STEP_S = 0.05, 0.02
 
+NO_SPARE_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**17), "MALLOC_ARENA_MAX": "1"}
+"""Large tensors are mapped, each for itself: else glibc has room for them in what was freed, and in what its arenas
+have reserved, and a process that may map nothing more (F10) goes on."""
+
 _ROOT = Path(__file__).resolve().parent.parent.parent
 
 
@@ -42,7 +46,7 @@ def stage(site: str, pace: Pace) -> Iterator[Stage]:
     script = {"prefill_s": PREFILL_S, "step_s": STEP_S, "max_num_seqs": NUM_SLOTS, "max_model_len": 16_384}
     words = ("--engine-args", json.dumps(script))
     if site == REAL:
-        with running(_real()) as server:
+        with running(_real(), environ=NO_SPARE_MEMORY) as server:
             yield _ready(Stage(server, pace, DEMO, output_tokens=120))
     elif site == SCRIPTED:
         with running(_scripted(), "--engine", "scripted", *words) as server:
