@@ -24,6 +24,7 @@ def describe() -> dict[str, object]:
         "commit": _commit(),
         "machine": {
             "cpu": _cpu_model(),
+            "vectors": _vectors(),
             "num_cpus": len(os.sched_getaffinity(0)),
             "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
             "kernel": platform.release(),
@@ -78,8 +79,18 @@ def _commit() -> str:
     return commit.stdout.strip() + ("-dirty" if changed.returncode else "")
 
 
+def _vectors() -> list[str]:
+    """Instruction sets that decide how fast an engine is on this CPU."""
+    names = {name for line in _cpuinfo() if line.startswith(("flags", "Features")) for name in line.split()}
+    return [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve") if name in names]
+
+
+def _cpuinfo() -> list[str]:
+    return Path("/proc/cpuinfo").read_text().splitlines()
+
+
 def _cpu_model() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
+    for line in _cpuinfo():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.processor()

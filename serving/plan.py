@@ -66,6 +66,7 @@ class PoolPlan:
     memory_bytes: int | None
     kv_cache_bytes: int | None
     kv_cache_tokens: int | None
+    dtype: str | None = None
 
     @property
     def min_usd_per_hour(self) -> float:
@@ -192,6 +193,7 @@ def _plan_pool(model: str, pool: CpuPool | CudaPool, spec: ModelSpec | None, mac
         memory_bytes=memory_bytes,
         kv_cache_bytes=kv_cache_bytes,
         kv_cache_tokens=tokens,
+        dtype=spec.engine_dtype(pool.engine.dtype) if spec else None,
     )
 
 
@@ -296,6 +298,10 @@ def _pool_findings(model: ModelPlan, pool: PoolPlan, path: str, machine: Machine
     elif pool.device == "cuda" and pool.gpus > len(machine.gpus):
         message = f"one replica needs {pool.gpus:g} GPUs, and this machine has {len(machine.gpus)}"
         yield Finding(severity, path, message, "lower gpus_per_replica")
+    if pool.device == "cpu" and pool.dtype == "bfloat16" and not machine.has_fast_bfloat16:
+        message = "this CPU has no fast bfloat16: long prompts take several times as long as in float32"
+        action = "set float32 where there is memory for twice the weights and KV cache; `ballast tune` measures it"
+        yield Finding("warning", f"{path}.engine.dtype", message, action)
     if pool.kv_cache_bytes is not None and pool.kv_cache_bytes <= 0:
         message = f"the weights ({gigabytes(pool.weight_bytes or 0)}) leave no room for a KV cache"
         yield Finding("error", path, message, "raise gpus_per_replica, or use a quantized model")

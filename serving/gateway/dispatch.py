@@ -59,7 +59,7 @@ class Dispatch:
         self._exchange = exchange
         self._fingerprint = caller.fingerprint
         self._receive = receive
-        self._num_deaths = 0
+        self._num_deaths = self._num_failures = 0
         self._replica: Replica | None = None
         self._prefill: Prefill | None = None
         self._stream: ReplicaStream | None = None
@@ -106,10 +106,12 @@ class Dispatch:
         Raises ``error`` where there must not be another, Overloaded, EngineUnavailable, ClientGone.
         """
         now_s = time.monotonic()
-        if not _may_be_well_elsewhere(error) or not self._dispatcher.budget.take(now_s):
+        self._num_failures += (is_failure := _is_failure(error))
+        is_worth_it = _may_be_well_elsewhere(error) and self._num_failures <= MAX_FAILURES
+        if not is_worth_it or not self._dispatcher.budget.take(now_s):
             raise error
         self._head["resume"] = resume or []
-        if resume is None and not isinstance(error, ReplicaSilent):
+        if resume is None and not isinstance(error, ReplicaSilent) and not is_failure:
             self._stream, self._waiting.arrived_s = None, now_s
             stream = await self._open_in_turn()
         else:
@@ -337,6 +339,8 @@ class Dispatch:
         return Quarantined("engines died while they served this request; it is not tried again")
 
 
+MAX_FAILURES = 1
+"""Of engines that live, after which a request goes to another; a second one says that it is the request."""
 _GENEROUS = 2.0
 _WRITE_S = 0.05
 """Between the last token and the end of the answer: its last events."""
@@ -356,6 +360,11 @@ def _is_death(error: Exception) -> bool:
     if isinstance(error, StreamFailed):
         return error.failure["cause"] == "engine_dead"
     return isinstance(error, ReplicaLost) and not isinstance(error, ReplicaSilent)
+
+
+def _is_failure(error: Exception) -> bool:
+    """Of an engine that lives: at this request, which another one may be able to serve."""
+    return isinstance(error, StreamFailed) and error.failure["cause"] == "engine_failed"
 
 
 def _may_be_well_elsewhere(error: Exception) -> bool:

@@ -284,7 +284,7 @@ def as_api_error(error: Exception, exchange: Exchange) -> ApiError:
     logger.warning("request %s broke: %s", exchange.request_id, error, extra={"replica": exchange.replica})
     if isinstance(error, ReplicaSilent):
         return UpstreamTimeout(str(error))
-    if isinstance(error, StreamFailed) and error.failure["cause"] == "request":
+    if isinstance(error, StreamFailed) and error.failure["cause"] in ("request", "engine_failed"):
         return InternalError(error.failure["message"])
     return _incomplete()
 

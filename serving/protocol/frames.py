@@ -100,7 +100,7 @@ class Usage(TypedDict):
     finish_reason: str | None
 
 
-Cause = Literal["engine_dead", "draining", "request"]
+Cause = Literal["engine_dead", "engine_failed", "draining", "request"]
 
 
 class Failure(TypedDict):

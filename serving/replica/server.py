@@ -49,6 +49,7 @@ FAIL_GRACE_S = 0.5
 MAX_LET_GO_TURNS = 100
 #: Above this much unsent data on a connection its streams wait; the gateway has stopped reading.
 HIGH_WATER_BYTES = 4 * 1024 * 1024
+ENGINE_FAILED = "the engine failed while serving this request"
 #: How vLLM says that a stream broke: in OpenAI's shape, and in Anthropic's.
 ENGINE_ERROR_EVENTS = (b'data: {"error"', b"event: error\n")
 
@@ -325,7 +326,8 @@ class _Stream:
             self._failure = self._failure or "the replica dropped the request"
         except Exception:  # the engine's app is foreign code: whatever it raises ends this stream and nothing else
             logger.exception("request %s: the engine's app raised", self._head["request_id"])
-            self._failure = self._failure or "the engine failed while serving this request"
+            if self._failure is None:
+                self._failure, self._cause = ENGINE_FAILED, "engine_failed"
         finally:
             if self._is_dropped:
                 await self._let_go()
@@ -387,7 +389,8 @@ class _Stream:
         if message["type"] == "http.response.body":
             body = message.get("body", b"")
             if body.startswith(ENGINE_ERROR_EVENTS):
-                self._failure = error_event_message(body)
+                self._failure, status = error_event(body)
+                self._cause = "engine_failed" if status >= 500 else "request"
             elif body:
                 self.pending_prompt_tokens = 0
                 if len(body) > MAX_BODY_BYTES:
@@ -430,12 +433,13 @@ class _Stream:
         return encode(Kind.BODY, self._id, body)
 
 
-def error_event_message(event: bytes) -> str:
-    """The message inside an error event of either shape."""
+def error_event(event: bytes) -> tuple[str, int]:
+    """The message inside an error event of either shape, and the status that it stands for."""
     try:
-        return str(orjson.loads(event.partition(b"data: ")[2].split(b"\n", 1)[0])["error"]["message"])
-    except (orjson.JSONDecodeError, KeyError, TypeError):
-        return "the engine failed while serving this request"
+        error = orjson.loads(event.partition(b"data: ")[2].split(b"\n", 1)[0])["error"]
+        return str(error["message"]), error["code"] if isinstance(error.get("code"), int) else 500
+    except (orjson.JSONDecodeError, AttributeError, KeyError, TypeError):
+        return ENGINE_FAILED, 500
 
 
 def _content_type(headers: object) -> str:

@@ -9,7 +9,7 @@ import pytest
 
 from serving.engine.scripted import Script, ScriptedEngine
 from serving.protocol.asgi import Receive, Scope, Send
-from tests.support.engines import AppEngine
+from tests.support.engines import AppEngine, NeighbourEngine
 from tests.support.stack import CHAT, Json, Stack, chat, start_stack, until
 from tests.support.wire import Wire
 
@@ -95,6 +95,20 @@ async def test_a_request_that_has_shown_nothing_yet_starts_again_elsewhere(tmp_p
         assert answer.status_code == 200
         assert "w2 " in answer.text
         assert (await stack.request_line(status=200))["output_tokens"] == 3
+
+
+async def test_what_an_engine_that_lives_fails_at_goes_to_another_one_once(tmp_path: Path) -> None:
+    expected = await undisturbed(tmp_path)
+    async with start_stack(tmp_path, *engines()) as stack:
+        async with await begin(stack, "!break") as wire:
+            answer = await wire.answer()
+        assert without_ids(answer.body) == without_ids(expected)
+    breaking = [NeighbourEngine(Script(step_s=0.003)) for _ in range(3)]
+    async with start_stack(tmp_path / "all", *breaking) as stack:
+        async with await begin(stack, "!break") as wire:
+            answer = await wire.answer()
+        assert b'"code":"internal_error"' in answer.body
+        assert sum(engine.num_requests for engine in breaking) == 2
 
 
 class ByState(ScriptedEngine):

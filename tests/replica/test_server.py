@@ -317,7 +317,7 @@ async def test_an_app_that_raises_is_a_failure_that_tells_no_internals(bench: Be
     _, kind, failure = await read_stream(peer)
     assert kind == Kind.FAIL
     assert failure["message"] == "the engine failed while serving this request"
-    assert failure["cause"] == "request"
+    assert failure["cause"] == "engine_failed"
 
 
 async def test_one_broken_request_leaves_the_others_alone(bench: Bench) -> None:
@@ -341,20 +341,24 @@ async def test_the_death_of_the_engine_is_told_with_the_failure(bench: Bench) ->
 
 
 @pytest.mark.parametrize(
-    "error",
+    ("error", "cause"),
     [
-        b'data: {"error": {"message": "EngineCore encountered an issue.", "code": 500}}\n\n',
-        b'event: error\ndata: {"type":"error","error":{"message":"EngineCore encountered an issue."}}\n\n',
+        (b'data: {"error": {"message": "EngineCore encountered an issue.", "code": 500}}\n\n', "engine_failed"),
+        (b'data: {"error": {"message": "EngineCore encountered an issue.", "code": 400}}\n\n', "request"),
+        (
+            b'event: error\ndata: {"type":"error","error":{"message":"EngineCore encountered an issue."}}\n\n',
+            "engine_failed",
+        ),
     ],
-    ids=["openai", "anthropic"],
+    ids=["openai", "openai, of the request", "anthropic"],
 )
-async def test_an_error_event_of_vllm_is_a_failure(bench: Bench, error: bytes) -> None:
+async def test_an_error_event_of_vllm_is_a_failure(bench: Bench, error: bytes, cause: str) -> None:
     """vLLM says that a stream broke with an event, and then [DONE] as if all were well."""
     peer = await bench.gateway_of(Events([b"data: {}\n\n", error, b"data: [DONE]\n\n"]))
     peer.open(1)
     body, kind, failure = await read_stream(peer)
     assert (body, kind) == (b"data: {}\n\n", Kind.FAIL)
-    assert failure["message"] == "EngineCore encountered an issue."
+    assert (failure["message"], failure["cause"]) == ("EngineCore encountered an issue.", cause)
 
 
 @pytest.mark.parametrize("event", [b'data: {"error": nonsense', b'data: {"error": 5}\n\n', b'data: {"error": {}}\n\n'])
