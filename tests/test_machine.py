@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from serving.cgroup import Cgroup, MemoryLimit
-from serving.machine import MIB, Gpu, listen_problem, observe_machine, parse_nvidia_smi
+from serving.machine import MIB, Gpu, has_fast_bfloat16, listen_problem, observe_machine, parse_nvidia_smi
 
 
 def write(folder: Path, **files: str) -> None:
@@ -21,6 +21,21 @@ def test_this_machine_has_cores_memory_and_disk(tmp_path: Path) -> None:
     assert 0 < machine.num_cpus <= (os.cpu_count() or 1)
     assert 0 < machine.available_memory_bytes <= machine.total_memory_bytes
     assert machine.free_disk_bytes > 0
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("flags\t\t: fpu sse2 avx avx2 fma", False),
+        ("flags\t\t: fpu avx2 avx512f avx512dq", True),
+        ("flags\t\t: fpu avx2 amx_bf16", True),
+        ("Features\t: fp asimd sve bf16", True),
+        ("Features\t: fp asimd", False),
+        ("model name\t: a CPU with avx512f in its name", False),
+    ],
+)
+def test_a_cpu_is_fast_in_bfloat16_by_its_instructions(line: str, expected: bool) -> None:
+    assert has_fast_bfloat16(f"processor\t: 0\n{line}\n\nprocessor\t: 1\n{line}\n") == expected
 
 
 def test_a_port_that_is_taken_is_reported_with_the_kernels_words(tmp_path: Path) -> None:

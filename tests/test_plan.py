@@ -112,6 +112,24 @@ def test_more_replicas_never_cost_less(num_min: int, num_more: int, price: float
 # ------------------------------------------------------------------------------------------------ findings
 
 
+@pytest.mark.parametrize(
+    ("dtype", "spec_dtype", "is_said"),
+    [
+        ("auto", "bfloat16", True),
+        ("bfloat16", "float32", True),
+        ("float32", "bfloat16", False),
+        ("auto", "float16", False),
+    ],
+)
+def test_a_cpu_without_fast_bfloat16_is_said_where_an_engine_would_use_it(
+    dtype: str, spec_dtype: str, is_said: bool
+) -> None:
+    config = config_of(CPU_POOL | {"engine": {"dtype": dtype}})
+    for machine, expected in ((replace(MACHINE, has_fast_bfloat16=False), is_said), (MACHINE, False)):
+        found = findings_of(plan_of(config, machine, replace(SPEC, dtype=spec_dtype)))
+        assert (("warning", "models[0].pools[0].engine.dtype") in found) == expected
+
+
 def test_a_fleet_that_fits_has_no_findings() -> None:
     assert plan_of(config_of(CPU_POOL)).findings == ()
 
