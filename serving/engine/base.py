@@ -63,6 +63,9 @@ class EngineLoad:
     running: int = 0
     waiting: int = 0
     kv_cache_usage: float = 0.0
+    """Of the cache's blocks."""
+    kv_tokens: float = 0.0
+    """Tokens that the running sequences hold: what is in their blocks, which are not all full."""
     generated_tokens: int = 0
     iterations: int = 0
     unfinished: int = 0

@@ -79,6 +79,7 @@ class ScriptedEngine:
             running=self._running,
             waiting=self._waiting,
             kv_cache_usage=min(1.0, self._running / script.max_num_seqs),
+            kv_tokens=float(self._running * script.max_model_len),
             generated_tokens=self._generated,
             iterations=self._iterations,
             unfinished=self._running + self._waiting,

@@ -42,7 +42,7 @@ from serving.engine.plain_chat import PlainChatServing
 from serving.engine.sampling_counts import VARIABLE as SAMPLING_FILE
 from serving.engine.sampling_counts import Count, SamplingCollector, SamplingCounts
 from serving.engine.sandbox import Sandbox
-from serving.engine.step_meter import StepMeter
+from serving.engine.step_meter import StepMeter, tokens_in_blocks
 from serving.engine.vllm_grammars import TARGET, settings_of
 from serving.protocol.asgi import AsgiApp
 from serving.protocol.frames import StepSpeed
@@ -210,10 +210,12 @@ class _Gauges:
         self.load = EngineLoad()
         self.meter = StepMeter(seed)
         self.kv_capacity_tokens = 0
+        self._block_size = 1
 
     def know(self, config: VllmConfig) -> None:
         """The bounds of the engine that has started."""
         cache = config.cache_config
+        self._block_size = cache.block_size
         self.kv_capacity_tokens = (cache.num_gpu_blocks or 0) * cache.block_size
         self.load = replace(
             self.load,
@@ -250,16 +252,21 @@ class _Gauges:
             running=scheduler.num_running_reqs if scheduler else previous.running,
             waiting=scheduler.num_waiting_reqs + scheduler.num_skipped_waiting_reqs if scheduler else previous.waiting,
             kv_cache_usage=scheduler.kv_cache_usage if scheduler else previous.kv_cache_usage,
+            kv_tokens=self._kv_tokens(scheduler) if scheduler else previous.kv_tokens,
             generated_tokens=previous.generated_tokens + (iteration.num_generation_tokens if iteration else 0),
             iterations=previous.iterations + 1,
         )
         if scheduler is not None:
             self._measure(scheduler)
 
+    def _kv_tokens(self, scheduler: SchedulerStats) -> float:
+        held_tokens = scheduler.kv_cache_usage * self.kv_capacity_tokens
+        return tokens_in_blocks(held_tokens, scheduler.num_running_reqs, self._block_size)
+
     def _measure(self, scheduler: SchedulerStats) -> None:
         details = scheduler.iteration_details
         if details is not None and not details.is_dummy:
-            kv_tokens = scheduler.kv_cache_usage * self.kv_capacity_tokens
-            self.meter.on_step(time.monotonic(), details.num_generation_requests, kv_tokens, details.num_ctx_tokens)
+            num_sequences, kv_tokens = details.num_generation_requests, self.load.kv_tokens
+            self.meter.on_step(time.monotonic(), num_sequences, kv_tokens, details.num_ctx_tokens)
         if not self.load.running + self.load.waiting:
             self.meter.on_idle()

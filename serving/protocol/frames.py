@@ -130,6 +130,7 @@ class Load(TypedDict):
     running: int
     waiting: int
     kv_cache_usage: float
+    kv_tokens: float
     tokens_per_s: float
     iterations: int
     draining: bool

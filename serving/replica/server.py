@@ -133,6 +133,7 @@ class ReplicaServer:
             "running": engine.running,
             "waiting": engine.waiting,
             "kv_cache_usage": engine.kv_cache_usage,
+            "kv_tokens": engine.kv_tokens,
             "tokens_per_s": self._tokens_per_s,
             "iterations": engine.iterations,
             "draining": self.draining,

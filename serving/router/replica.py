@@ -52,7 +52,10 @@ class Replica:
     """Tokens that the requests sent since the last report will hold."""
     _others_pending_tokens: int = 0
     _others_streams: int = 0
+    _kv_tokens: float = 0.0
+    """Those that its sequences have, which cost time."""
     _kv_used_tokens: float = 0.0
+    """Those that its blocks have room for, which cost memory."""
 
     def __post_init__(self) -> None:
         self.name = self.address.replica
@@ -67,6 +70,7 @@ class Replica:
         self._speed = StepModel.of(load)
         self._others_streams = max(0, load["streams"] - self.link.num_streams)
         self._others_pending_tokens = max(0, load["pending_prompt_tokens"] - self._own_pending_tokens)
+        self._kv_tokens = load["kv_tokens"]
         self._kv_used_tokens = load["kv_cache_usage"] * load["kv_capacity_tokens"]
         self._own_kv_tokens = 0
         self.refresh()
@@ -80,9 +84,9 @@ class Replica:
         self.num_running = self.link.num_streams + self._others_streams
         # A pending prompt decodes nothing yet, and what is more than the engine runs at once waits inside it.
         num_decoding = min(self.num_running, speed.max_num_seqs)
-        self.prefill_tokens_per_s = prefill_tokens_per_s(speed, num_decoding, self._kv_used_tokens)
+        self.prefill_tokens_per_s = prefill_tokens_per_s(speed, num_decoding, self._kv_tokens)
         self.backlog_s = (self._own_pending_tokens + self._others_pending_tokens) / self.prefill_tokens_per_s
-        self.tpot_s = tpot_s(speed, num_decoding, self._kv_used_tokens)
+        self.tpot_s = tpot_s(speed, num_decoding, self._kv_tokens)
         self.num_queue_slots = math.ceil(QUEUED_SHARE * speed.max_num_seqs)
         self.num_free_slots = speed.max_num_seqs + self.num_queue_slots - self.num_running
         self.kv_free_tokens = int(speed.kv_capacity_tokens - self._kv_used_tokens - self._own_kv_tokens)

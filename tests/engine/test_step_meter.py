@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.config.speed import CPU_SPEED, CUDA_SPEED
-from serving.engine.step_meter import IDLE_GAP_S, StepMeter
+from serving.engine.step_meter import IDLE_GAP_S, StepMeter, tokens_in_blocks
 from serving.protocol.frames import StepSpeed
 
 TRUE: StepSpeed = (0.02, 2e-4, 1.5e-7, 6e-5)
@@ -162,3 +162,15 @@ def test_no_steps_give_a_cost_below_zero_or_none_at_all(
             meter.on_idle()
         assert all(0.0 <= cost < float("inf") for cost in meter.speed)
         assert all(0.0 <= figure < float("inf") for figure in meter.work)
+
+
+@pytest.mark.parametrize("block_size", [1, 16, 128])
+def test_sequences_have_fewer_tokens_than_their_blocks_have_room_for(block_size: int) -> None:
+    """Over the life of an answer of 200 tokens to a prompt of 18."""
+    lengths = range(18, 218)
+    held_tokens = sum(-(-length // block_size) * block_size for length in lengths)
+    assert tokens_in_blocks(held_tokens, len(lengths), block_size) == pytest.approx(sum(lengths), rel=0.06)
+
+
+def test_a_running_sequence_has_a_token_at_least() -> None:
+    assert tokens_in_blocks(128.0, 3, 128) == 3.0

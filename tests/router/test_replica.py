@@ -71,8 +71,8 @@ def test_a_report_ends_a_silence() -> None:
 
 def test_speeds_are_those_it_has_measured() -> None:
     link = Link(num_streams=4)
-    known = loaded(link, streams=4, kv_cache_usage=0.5, kv_capacity_tokens=100_000)
-    step_s = 0.01 + 4 * 1e-4 + 50_000 * 1e-7
+    known = loaded(link, streams=4, kv_cache_usage=0.5, kv_tokens=40_000.0, kv_capacity_tokens=100_000)
+    step_s = 0.01 + 4 * 1e-4 + 40_000 * 1e-7
     assert known.prefill_tokens_per_s == pytest.approx(1020 / (step_s + 1020 * 1e-4))
     assert known.tpot_s == pytest.approx(step_s + 1e-4)
     assert known.kv_free_tokens == 50_000
@@ -149,6 +149,7 @@ def test_work_is_the_difference_of_two_reports() -> None:
                 "streams": st.integers(0, 500),
                 "pending_prompt_tokens": st.integers(0, 10**6),
                 "kv_cache_usage": st.floats(0.0, 1.0),
+                "kv_tokens": st.floats(0.0, 1e6),
                 "max_num_seqs": st.integers(1, 512),
                 "max_num_batched_tokens": st.integers(1, 8192),
                 "kv_capacity_tokens": st.integers(0, 10**6),
