@@ -75,7 +75,7 @@ def decide(
     spent = budget_spent(num_requests, num_missed, seen.day_per_s, spec)
     offers = tuple([offer_of(pool, seen, spec) for pool in pools])
     miss = miss_price(offers, seen, spent, spec)
-    foresight = chosen_foresight(offers, seen, miss.usd, lead_s)
+    foresight = chosen_foresight(offers, seen, miss.usd, lead_s, known.seen_s)
     backlog_per_s = (demand.num_queued + demand.num_late) / max(lead_s, _MIN_DRAIN_S)
     market = Market(offers, seen, foresight, foresight.forecast_per_s + backlog_per_s, miss)
     cheapest = _wanted(market, pools)

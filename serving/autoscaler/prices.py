@@ -16,6 +16,8 @@ MIN_SLACK_S = 0.1
 _MIN_RATE_PER_S = 1e-4
 _STEADIER = 0.85
 """The steady view must promise at least this much less cost."""
+_STEADY_AFTER_S = 1_800.0
+"""Half of the hour that the steady view is the mean of."""
 _FALLBACK_SHARE = 0.8
 """As in `router/choice.py`: the router sends a fallback replica what it promises in this share of the time."""
 
@@ -54,8 +56,15 @@ def miss_price(offers: Sequence[PoolOffer], seen: Outlook, spent: float, spec: S
     return MissPrice(base_usd * math.exp(pressure), base_usd * math.exp(alone))
 
 
-def chosen_foresight(offers: Sequence[PoolOffer], seen: Outlook, miss_usd: float, lead_s: float) -> Foresight:
-    """The way to foretell by which the cheapest primary pool would have served at the least cost."""
+def chosen_foresight(
+    offers: Sequence[PoolOffer], seen: Outlook, miss_usd: float, lead_s: float, seen_s: float
+) -> Foresight:
+    """The way to foretell by which the cheapest primary pool would have served at the least cost. What the mean of an
+    hour is worth is not known before a good part of one was seen: until then it is the mean of all there was, and
+    slower than any burst.
+    """
+    if seen_s < _STEADY_AFTER_S:
+        return seen.nimble
     usd_per_capacity = min(
         (offer.usd_per_s / offer.capacity_per_s for offer in offers if not offer.is_fallback), default=0.0
     )

@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.autoscaler.demand import DemandMemory, Outlook, Service, ceiling_per_s, learn, outlook
+from serving.autoscaler.prices import chosen_foresight
 from serving.autoscaler.prompt_lengths import mean_up_to, share_up_to
+from serving.autoscaler.score import PoolOffer
 from serving.autoscaler.shadow_fleets import RATIOS, Foresight
 from serving.autoscaler.types import NUM_PROMPT_BUCKETS, Demand, prompt_bucket
 from tests.autoscaler.world import demand
@@ -70,6 +72,16 @@ def _cheaper(seen: Outlook) -> str:
 
 def test_bursts_shorter_than_a_cold_start_are_better_met_by_the_steady_view() -> None:
     assert _cheaper(outlook(_after(([demand(0.2)] * 40 + [demand(10.0)] * 20) * 20), 180.0)) == "steady"
+
+
+@pytest.mark.parametrize(("seen_s", "view"), [(1_700.0, "nimble"), (1_900.0, "steady")])
+def test_the_mean_of_an_hour_decides_only_when_half_of_one_was_seen(seen_s: float, view: str) -> None:
+    seen = outlook(_after(([demand(0.2)] * 40 + [demand(10.0)] * 20) * 20), 180.0)
+    offer = PoolOffer(
+        usd_per_s=0.001, min_replicas=0, max_replicas=9, capacity_per_s=1.0, slack_s=5.0, share=1.0, prefill_s=0.1,
+        current=1, start_usd_per_s=0.0, stop_usd_per_s=0.0, spoilt_share=0.0, is_fallback=False,
+    )  # fmt: skip
+    assert chosen_foresight((offer,), seen, 0.02, 180.0, seen_s) is getattr(seen, view)
 
 
 def test_a_load_that_rises_and_falls_in_hours_is_better_met_by_the_nimble_view() -> None:
