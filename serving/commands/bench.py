@@ -21,6 +21,9 @@ _MODULES = {
 
 
 def run(arguments: Namespace) -> int:
-    """The benchmark's exit code. SIGTERM is heard as Ctrl-C is: what was measured is kept, what was stopped goes on."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """The benchmark's exit code. SIGTERM is heard as Ctrl-C is, and SIGINT also by a shell's background job, which is
+    told to ignore it: what was measured is kept, what was stopped goes on.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     return int(importlib.import_module(_MODULES[arguments.subject]).main(arguments.rest))
