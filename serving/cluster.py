@@ -91,7 +91,6 @@ class Cluster:
                 _temp_dir=str(self.runtime_dir / "ray"),
             )
             on_step("Ray Serve and HAProxy")
-            server = self.config.server
             serve.start(http_options=HTTPOptions(host="127.0.0.1", port=server.port, keep_alive_timeout_s=75))
         except (RuntimeError, OSError, TimeoutError) as error:
             raise MachineError(f"Ray could not be started: {error}") from error
