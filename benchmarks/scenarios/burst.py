@@ -1,8 +1,8 @@
-"""Two pools, a day in eight minutes: ``python -m benchmarks.scenarios.burst [--json FILE] [--plot FILE]``.
+"""Two pools, a day in ten minutes: ``python -m benchmarks.scenarios.burst [--json FILE] [--plot FILE]``.
 
 Two pools of real engines on CPU stand in for two kinds of hardware: `big` is dear and fast (many sequences at once),
 `small` is cheap, runs two sequences at once and only stands in for the other. The traffic has a low start, a burst, an
-idle hour (three and a half minutes, with the autoscaler's patience shortened accordingly), a second burst in which
+idle hour (six minutes, with the autoscaler's patience shortened accordingly), a second burst in which
 every replica of `big` is killed again and again for half a minute, and a low end.
 
 What is shown: what the autoscaler does, that no request is lost, and what a million tokens cost beside a fleet of
@@ -53,7 +53,7 @@ class Phase:
 PHASES = (
     Phase("low", 30.0, LOW_PER_S),
     Phase("burst", 80.0, BURST_PER_S),
-    Phase("idle", 210.0, 0.02),
+    Phase("idle", 360.0, 0.02),
     Phase("second burst", 50.0, BURST_PER_S),
     Phase("outage of big", 40.0, LOW_PER_S),
     Phase("third burst", 40.0, BURST_PER_S),
@@ -244,10 +244,10 @@ def summarise(run: Run, samples: Sequence[Sample]) -> dict[str, Any]:
 
 
 def _first_zero(run: Run, samples: Sequence[Sample]) -> float | None:
-    """Seconds after the idle phase began until `big` was gone."""
-    idle_s = next(mark.at_s for mark in run.marks if mark.name == "idle")
-    found = (sample.at_s - idle_s for sample in samples if sample.at_s > idle_s and not sample.ready["big"])
-    return next((round(seconds, 1) for seconds in found), None)
+    """Seconds after the idle phase began until `big` was gone; None if it outlived that phase."""
+    begin_s, end_s = next((mark.at_s, after.at_s) for mark, after in pairwise(run.marks) if mark.name == "idle")
+    idle = (sample for sample in samples if begin_s < sample.at_s < end_s)
+    return next((round(sample.at_s - begin_s, 1) for sample in idle if not sample.ready["big"]), None)
 
 
 def _bindings(decisions: Sequence[dict[str, Any]]) -> dict[str, int]:

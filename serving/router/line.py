@@ -218,8 +218,9 @@ class Line:
         if math.isnan(coming_s):
             message = "no replica of this model is ready"
             return EngineUnavailable(message, retry_after_s=self._spread(MIN_RETRY_AFTER_S))
+        when = f"in {coming_s:.0f} s" if coming_s >= 1.0 else "any moment"
         return EngineUnavailable(
-            f"no replica of this model is up; the next is expected in {coming_s:.0f} s",
+            f"no replica of this model is up; the next is expected {when}",
             retry_after_s=self._spread(min(max(coming_s, MIN_RETRY_AFTER_S), 120.0)),
         )
 
