@@ -20,7 +20,7 @@ def describe() -> dict[str, object]:
     return {
         "schema_version": 1,
         "measured_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "-m", _module_name(), *without_folders(sys.argv[1:])]),
+        "command": shlex.join([*_program(), *without_folders(sys.argv[1:])]),
         "commit": _commit(),
         "machine": {
             "cpu": _cpu_model(),
@@ -63,9 +63,9 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _module_name() -> str:
+def _program() -> list[str]:
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    return spec.name if spec else Path(sys.argv[0]).name
+    return ["python", "-m", spec.name.removesuffix(".__main__")] if spec else [Path(sys.argv[0]).name]
 
 
 def _commit() -> str:
