@@ -26,9 +26,11 @@ from serving.ports import free_ports
 
 logger = logging.getLogger("ballast.cluster")
 
-#: Longest stream that a reload of HAProxy may not cut, in seconds: the old worker lives this long (faults.md 7).
-HAPROXY_DRAIN_S = 3600
+#: Longest stream that a reload of HAProxy may not cut, in seconds: the old worker lives at most this long, and no longer
+#: than its last stream. The most that `limits.max_request_s` may be.
+HAPROXY_DRAIN_S = 86_400
 #: How long a client may neither take nor send a byte that it is due, in seconds; waiting for an answer does not count.
+#: More than `limits.slow_reader_timeout_s` may be.
 HAPROXY_CLIENT_S = 300
 #: Ray's object store holds nothing of ours; it would take a third of the machine's memory.
 OBJECT_STORE_BYTES = 128 * 2**20

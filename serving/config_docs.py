@@ -134,7 +134,12 @@ def _bounds(node: Schema) -> str:
     high = node.get("maximum", node.get("exclusiveMaximum"))
     if low is None or high is None:
         return ""
-    return f" {'above ' if 'exclusiveMinimum' in node else ''}{low:,.0f} to {high:,.0f}".replace(",", " ")
+    above, below = "above " * ("exclusiveMinimum" in node), "below " * ("exclusiveMaximum" in node)
+    return f" {above}{_number(low)} to {below}{_number(high)}"
+
+
+def _number(value: float) -> str:
+    return f"{value:,g}".replace(",", " ") if value % 1 else f"{value:,.0f}".replace(",", " ")
 
 
 def _default(node: Schema) -> str:

@@ -19,11 +19,11 @@ class Limits(Section):
     )
     max_headers: int = Field(default=100, ge=16, le=1000, description="Header lines; more is a 431.")
     max_header_bytes: int = Field(
-        default=32_768, ge=4096, le=2**20, description="Bytes of all headers together; more is a 431."
+        default=32_768, ge=4096, le=61_440, description="Bytes of all headers together; more is a 431."
     )
     max_json_depth: int = Field(default=100, ge=8, le=500, description="Nesting of objects and arrays in the body.")
     max_json_nodes: int = Field(
-        default=250_000, ge=1000, le=10_000_000, description="Values in the body, containers included."
+        default=250_000, ge=1000, le=10_000_000, description="Values in the body; objects, arrays and keys may be a fifth of it."
     )
 
     # Conversation and prompts.
@@ -98,7 +98,7 @@ class Limits(Section):
         description="Unsent bytes kept for a slow reader before its stream is paused.",
     )
     slow_reader_timeout_s: float = Field(
-        default=60.0, gt=0, le=3600, description="Seconds a paused stream may stay full."
+        default=60.0, gt=0, le=240, description="Seconds a paused stream may stay full."
     )
     max_queued_requests: int = Field(
         default=2048,
@@ -110,10 +110,10 @@ class Limits(Section):
         default=30.0, ge=0, le=3600, description="Seconds to wait for a replica that can take the request; then a 503."
     )
     first_byte_timeout_s: float = Field(
-        default=300.0, gt=0, le=3600, description="Seconds to an answer's first byte; later is a 504."
+        default=300.0, gt=0, le=3600, description="Seconds to an answer's first byte; then another replica is tried, at last it is a 504."
     )
     inter_chunk_timeout_s: float = Field(
-        default=60.0, gt=0, le=3600, description="Seconds between two chunks of a running answer."
+        default=60.0, gt=0, le=3600, description="Seconds between two chunks of a running answer; then another replica goes on."
     )
     retry_budget_ratio: float = Field(
         default=0.2, ge=0, le=1, description="Streams moved to another replica, as a share of requests (10 s window)."

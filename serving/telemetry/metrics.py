@@ -53,7 +53,7 @@ STREAMS_BROKEN = Counter(
 )
 LOST = Counter(
     "ballast_requests_lost",
-    "Accepted requests that ended in an error because replicas were lost: what failing over could not save.",
+    "Accepted requests that ended in `engine_unavailable`: their replica was lost, or their gateway had to end.",
     ["model"],
 )
 FAILOVERS = Counter(
