@@ -304,9 +304,9 @@ def _plot(path: Path, run: Run, samples: Sequence[Sample]) -> None:
     for axis in (load, fleet, latency):
         for mark in run.marks:
             axis.axvline(mark.at_s, color="#cccccc", linewidth=1, zorder=0)
-    for mark in run.marks:
+    for index, mark in enumerate(run.marks):
         load.annotate(
-            mark.name, (mark.at_s, 1.0), xycoords=("data", "axes fraction"), xytext=(2, 3),
+            mark.name, (mark.at_s, 1.0), xycoords=("data", "axes fraction"), xytext=(2, 3 + 10 * (index % 2)),
             textcoords="offset points", fontsize=8,
         )  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
