@@ -26,8 +26,8 @@ from serving.ports import free_ports
 
 logger = logging.getLogger("ballast.cluster")
 
-#: Longest stream that a reload of HAProxy may not cut, in seconds: the old worker lives at most this long, and no longer
-#: than its last stream. The most that `limits.max_request_s` may be.
+#: Longest stream that a reload of HAProxy may not cut, in seconds: the most that `limits.max_request_s` may be. The old
+#: worker lives no longer than its last stream.
 HAPROXY_DRAIN_S = 86_400
 #: How long a client may neither take nor send a byte that it is due, in seconds; waiting for an answer does not count.
 #: More than `limits.slow_reader_timeout_s` may be.

@@ -12,7 +12,7 @@ class Limits(Section):
 
     # The request as bytes and as JSON.
     max_body_bytes: int = Field(
-        default=4 * 2**20, ge=1024, le=2**30, description="Bytes of a request body; more is a 413."
+        default=4 * 2**20, ge=1024, le=48 * 2**20, description="Bytes of a request body; more is a 413."
     )
     body_timeout_s: float = Field(
         default=15.0, gt=0, le=600, description="Seconds for the whole body to arrive; later is a 408."
@@ -23,7 +23,10 @@ class Limits(Section):
     )
     max_json_depth: int = Field(default=100, ge=8, le=500, description="Nesting of objects and arrays in the body.")
     max_json_nodes: int = Field(
-        default=250_000, ge=1000, le=10_000_000, description="Values in the body; objects, arrays and keys may be a fifth of it."
+        default=250_000,
+        ge=1000,
+        le=10_000_000,
+        description="Values in the body; objects, arrays and keys may be a fifth of it.",
     )
 
     # Conversation and prompts.
@@ -89,7 +92,17 @@ class Limits(Section):
 
     # Streams and time.
     max_concurrent_requests: int = Field(
-        default=2048, ge=1, le=1_000_000, description="Requests in flight per gateway; more is a 503."
+        default=2048,
+        ge=1,
+        le=1_000_000,
+        description="Requests in flight per gateway; more is a 503, or a 429 for a tenant with more than its share.",
+    )
+    max_bytes_in_flight: int = Field(
+        default=2**28,
+        ge=2**20,
+        le=2**36,
+        description="Bytes of all requests in flight per gateway, which takes about twice as much memory for them; "
+        "more is a 503, or a 429 for a tenant with more than its share.",
     )
     stream_buffer_bytes: int = Field(
         default=262_144,
@@ -101,7 +114,7 @@ class Limits(Section):
         default=60.0, gt=0, le=240, description="Seconds a paused stream may stay full."
     )
     max_queued_requests: int = Field(
-        default=2048,
+        default=1024,
         ge=1,
         le=1_000_000,
         description="Requests of one model waiting in a gateway; more is a 503, or a 429 for the tenant with most.",
@@ -110,10 +123,16 @@ class Limits(Section):
         default=30.0, ge=0, le=3600, description="Seconds to wait for a replica that can take the request; then a 503."
     )
     first_byte_timeout_s: float = Field(
-        default=300.0, gt=0, le=3600, description="Seconds to an answer's first byte; then another replica is tried, at last it is a 504."
+        default=300.0,
+        gt=0,
+        le=3600,
+        description="Seconds to an answer's first byte; then another replica is tried, at last it is a 504.",
     )
     inter_chunk_timeout_s: float = Field(
-        default=60.0, gt=0, le=3600, description="Seconds between two chunks of a running answer; then another replica goes on."
+        default=60.0,
+        gt=0,
+        le=3600,
+        description="Seconds between two chunks of a running answer; then another replica goes on.",
     )
     retry_budget_ratio: float = Field(
         default=0.2, ge=0, le=1, description="Streams moved to another replica, as a share of requests (10 s window)."
@@ -130,4 +149,6 @@ class Limits(Section):
     def _consistent(self) -> Self:
         if self.max_schema_bytes > self.max_body_bytes:
             raise ValueError("max_schema_bytes is over max_body_bytes, so it could never be reached")
+        if self.max_body_bytes > self.max_bytes_in_flight:
+            raise ValueError("max_body_bytes is over max_bytes_in_flight, so it could never be reached")
         return self

@@ -38,7 +38,12 @@ class Fallback(Section):
     """Which requests of a sibling pool this one may take over when that pool cannot serve them."""
 
     max_prompt_tokens: int = Field(default=1024, ge=1, le=10_000_000, description="Longest prompt it takes over.")
-    max_output_tokens: int = Field(default=256, ge=1, le=10_000_000, description="Longest answer it takes over.")
+    max_output_tokens: int = Field(
+        default=256,
+        ge=1,
+        le=10_000_000,
+        description="Longest answer it takes over; of requests that name no bound, the expected length.",
+    )
     keys: tuple[str, ...] | None = Field(
         default=None, strict=False, description="Ids of the API keys whose requests it takes over; null: all."
     )

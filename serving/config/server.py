@@ -40,7 +40,9 @@ class ServerConfig(Section):
         description="Folder of keys, logs and decisions. BALLAST_STATE_DIR overrides it.",
     )
     gateways: int = Field(default=1, ge=1, le=64, description="Gateway replicas.")
-    max_connections: int = Field(default=4096, ge=16, le=1_000_000, description="Open client connections of the whole server.")
+    max_connections: int = Field(
+        default=4096, ge=16, le=1_000_000, description="Open client connections of the whole server."
+    )
     keep_alive_s: float = Field(
         default=10.0, ge=1, le=60, description="Seconds between `: keep-alive` comments on a silent stream."
     )

@@ -20,6 +20,7 @@ from vllm.entrypoints.openai.chat_completion.protocol import (
 from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat, _make_prompt_tokens_details
 from vllm.entrypoints.serve.engine.protocol import UsageInfo
 from vllm.entrypoints.serve.utils.api_utils import should_include_usage
+from vllm.exceptions import VLLMClientError
 from vllm.outputs import CompletionOutput, RequestOutput
 
 from serving.engine.base import RequestContext, current_request
@@ -103,21 +104,26 @@ class _PlainStream:
     async def events(
         self, results: AsyncIterator[RequestOutput], metadata: RequestResponseMetadata
     ) -> AsyncGenerator[str | bytes, None]:
-        """Whatever ``results`` raises is raised: the replica ends the stream with an error."""
+        """A client's mistake, which vLLM finds when generation begins, becomes vLLM's error event; whatever else
+        ``results`` raises is raised, and the replica ends the stream with an error."""
         head = b"data: " + orjson.dumps(self._envelope)[:-1] + b',"choices":[{"index":0,"delta":{"content":'
         dumps, num_tokens = orjson.dumps, 0
         last: RequestOutput | None = None
-        async for result in results:
-            if last is None and not self._context.resume:
-                yield self._first_event()
-            last = result
-            for output in result.outputs:
-                is_silent = not output.text and (not self._sends_empty_text or not (output.token_ids or num_tokens))
-                num_tokens += len(output.token_ids)
-                if output.finish_reason is not None:
-                    yield self._last_event(output)
-                elif not is_silent:
-                    yield head + dumps(output.text) + _TAIL
+        try:
+            async for result in results:
+                if last is None and not self._context.resume:
+                    yield self._first_event()
+                last = result
+                for output in result.outputs:
+                    is_silent = not output.text and (not self._sends_empty_text or not (output.token_ids or num_tokens))
+                    num_tokens += len(output.token_ids)
+                    if output.finish_reason is not None:
+                        yield self._last_event(output)
+                    elif not is_silent:
+                        yield head + dumps(output.text) + _TAIL
+        except VLLMClientError as error:
+            yield f"data: {self._serving.create_streaming_error_response(error)}\n\n"
+            return
         if last is not None:
             metadata.final_usage_info = self._usage(last, num_tokens)
             if self._includes_usage:

@@ -153,6 +153,8 @@ class Sandbox:
         while True:
             try:
                 await self._serve_once()
+            except OSError as error:  # no memory or no process to be had now
+                logger.error("the sandbox failed: %s", error)
             finally:
                 self._end()
             logger.error("the sandbox ended; another is started in %g s", RESTART_S)

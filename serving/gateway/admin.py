@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from serving.errors import BallastError
+from serving.gateway.host import is_local_name
 from serving.protocol.asgi import Receive, Scope, Send
 from serving.protocol.frames import OpenHead
 from serving.router.directory import Directory
@@ -67,7 +68,9 @@ class AdminServer:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
-        if path == "/metrics":
+        if not is_local_name(scope["headers"]):
+            await _respond(send, 403, b"application/json", b'{"error":"use the name localhost or 127.0.0.1"}')
+        elif path == "/metrics":
             body = await asyncio.to_thread(own_metrics)
             body += await replica_metrics(self._directory.all())
             await _respond(send, 200, b"text/plain; version=0.0.4; charset=utf-8", body)
@@ -151,6 +154,7 @@ def _bind(port: int) -> socket.socket | None:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind(("127.0.0.1", port))
+        listener.listen()  # two may bind before either listens
     except OSError:
         listener.close()
         return None

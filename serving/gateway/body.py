@@ -1,6 +1,7 @@
 """Reading a request's body: bounded in bytes and in time, of a type we take."""
 
 import asyncio
+from collections.abc import Callable
 
 from serving.errors import BodyTimeout, BodyTooLarge, HeadersTooLarge, UnsupportedMediaType
 from serving.gateway.exchange import ClientGone
@@ -41,21 +42,23 @@ def check_media(headers: Headers, max_bytes: int) -> None:
         raise _too_large(max_bytes)
 
 
-async def read_body(receive: Receive, max_bytes: int, timeout_s: float) -> bytes:
-    """The whole body. Raises BodyTooLarge, BodyTimeout, ClientGone."""
+async def read_body(receive: Receive, max_bytes: int, timeout_s: float, on_bytes: Callable[[int], None]) -> bytes:
+    """The whole body; ``on_bytes`` is told of each part that comes. Raises BodyTooLarge, BodyTimeout, ClientGone, and
+    what ``on_bytes`` raises."""
     try:
         async with asyncio.timeout(timeout_s):
-            return await _read(receive, max_bytes)
+            return await _read(receive, max_bytes, on_bytes)
     except TimeoutError as error:
         raise BodyTimeout(f"the request body did not arrive within {timeout_s:g} s") from error
 
 
-async def _read(receive: Receive, max_bytes: int) -> bytes:
+async def _read(receive: Receive, max_bytes: int, on_bytes: Callable[[int], None]) -> bytes:
     message = await receive()
     if message["type"] == "http.request" and not message.get("more_body"):
         body: bytes = message.get("body", b"")
         if len(body) > max_bytes:
             raise _too_large(max_bytes)
+        on_bytes(len(body))
         return body
     parts, size = [], 0
     while True:
@@ -65,6 +68,7 @@ async def _read(receive: Receive, max_bytes: int) -> bytes:
         size += len(parts[-1])
         if size > max_bytes:
             raise _too_large(max_bytes)
+        on_bytes(len(parts[-1]))
         if not message.get("more_body"):
             return b"".join(parts)
         message = await receive()

@@ -4,11 +4,14 @@ Gateways share a folder. A death is a line of a file in it, and whoever is about
 there, which is one look at the file's length as long as no engine dies.
 """
 
+import logging
 import os
 import time
 from pathlib import Path
 
 from serving.router.failover import Quarantine
+
+logger = logging.getLogger("ballast.gateway")
 
 FILE_NAME = "deaths"
 _SERVED = "-"
@@ -44,9 +47,15 @@ class SharedQuarantine:
 
     def _tell(self, fingerprint: bytes, replica: str) -> None:
         """One write of a short line at the end of a file: nobody's comes between. Its time is that of the machine,
-        which all gateways share."""
-        os.write(self._file, f"{fingerprint.hex()} {time.monotonic():.3f} {replica}\n".encode())
-        self._catch_up()
+        which all gateways share. On a full disk this gateway alone knows."""
+        now_s = time.monotonic()
+        try:
+            os.write(self._file, f"{fingerprint.hex()} {now_s:.3f} {replica}\n".encode())
+        except OSError as error:
+            logger.error("other gateways were not told of a request that engines died of: %s", error)
+            self._learn(fingerprint, now_s, replica)
+        else:
+            self._catch_up()
 
     def _catch_up(self) -> None:
         num_bytes = os.fstat(self._file).st_size - self._num_read
@@ -56,7 +65,10 @@ class SharedQuarantine:
         self._num_read += len(lines)
         for line in lines.decode().splitlines():
             fingerprint, at_s, replica = line.split(" ", 2)
-            if replica == _SERVED:
-                self._quarantine.on_success(bytes.fromhex(fingerprint))
-            else:
-                self._quarantine.on_death(bytes.fromhex(fingerprint), replica, float(at_s))
+            self._learn(bytes.fromhex(fingerprint), float(at_s), replica)
+
+    def _learn(self, fingerprint: bytes, at_s: float, replica: str) -> None:
+        if replica == _SERVED:
+            self._quarantine.on_success(fingerprint)
+        else:
+            self._quarantine.on_death(fingerprint, replica, at_s)

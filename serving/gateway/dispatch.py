@@ -68,6 +68,8 @@ class Dispatch:
         self._prefixes = prefixes(request.body, caller.salt)
         self._is_work = endpoint in _WORK
         self._prompt_tokens = routes.demand.expected_prompt_tokens(len(self._body)) if self._is_work else 0
+        if request.max_model_len is not None:  # what is longer is refused by the engine, and must not be waited for
+            self._prompt_tokens = min(self._prompt_tokens, request.max_model_len)
         self._output_tokens = routes.demand.expected_output_tokens(request.max_output_tokens) if self._is_work else 0
         self._output_limit = request.max_output_tokens
         self._is_slo_missed = False
@@ -142,7 +144,12 @@ class Dispatch:
         return _GENEROUS * limit * self._replica.tpot_s
 
     def on_first_byte(self) -> None:
-        """The answer has begun: its prompt is computed."""
+        """The answer has begun: its prompt is computed, and its replica is one that answers."""
+        if self._replica is not None:
+            self._replica.breaker.on_answer()
+        self._end_prefill()
+
+    def _end_prefill(self) -> None:
         if self._prefill is not None:
             self._prefill.end()
             self._prefill = None
@@ -151,11 +158,11 @@ class Dispatch:
     def tick(self, now_s: float) -> None:
         """Call about twice a second: an answer that comes whole does not say when its prompt is done."""
         if self._prefill is not None and now_s > self._prefill.due_s:
-            self.on_first_byte()
+            self._end_prefill()
 
     def settle(self, error: Exception | None) -> None:
         """Tell the breaker of the last replica how its stream ended."""
-        self.on_first_byte()
+        self._end_prefill()
         if self._replica is None:
             return
         breaker = self._replica.breaker
@@ -163,7 +170,7 @@ class Dispatch:
             breaker.on_success()
             if not self._dispatcher.quarantine.is_empty:
                 self._dispatcher.quarantine.on_success(self._fingerprint(), time.monotonic())
-        elif isinstance(error, ReplicaLost | StreamFailed) and not _is_moving(error):
+        elif isinstance(error, ReplicaLost | StreamFailed) and not (_is_moving(error) or is_refusal(error)):
             breaker.on_failure(time.monotonic(), error)
             self._replica.has_dead_engine |= isinstance(error, StreamFailed) and _is_death(error)
         else:
@@ -185,8 +192,8 @@ class Dispatch:
             if exchange.first_byte_s is None and now_s > self._waiting.deadline_s:
                 self._miss_slo()
             return
-        if isinstance(error, ApiError) and error.answer.status < 500:
-            return  # the engine has refused it, as it must
+        if is_refusal(error):
+            return
         if error is None:
             demand.on_finish(len(self._body), usage["prompt_tokens"], usage["output_tokens"])
         if error is not None or not self._is_slo_met(now_s):
@@ -352,6 +359,13 @@ async def disconnect(receive: Receive) -> None:
         pass
 
 
+def is_refusal(error: Exception | None) -> bool:
+    """The engine did not take the request, as it must: it says nothing against the engine."""
+    if isinstance(error, StreamFailed):
+        return error.failure["cause"] == "request"
+    return isinstance(error, ApiError) and error.answer.status < 500
+
+
 def _is_moving(error: Exception) -> bool:
     return isinstance(error, StreamFailed) and error.failure["cause"] == "draining"
 
@@ -368,4 +382,4 @@ def _is_failure(error: Exception) -> bool:
 
 
 def _may_be_well_elsewhere(error: Exception) -> bool:
-    return isinstance(error, ReplicaLost) or (isinstance(error, StreamFailed) and error.failure["cause"] != "request")
+    return isinstance(error, ReplicaLost | StreamFailed) and not is_refusal(error)

@@ -4,7 +4,6 @@ import time
 from pathlib import Path
 
 from serving.config import Config
-from serving.errors import Overloaded
 from serving.gateway.auth import Authenticator, Identity
 from serving.gateway.body import Headers, check_media, read_body
 from serving.gateway.catalog import Catalog, check_task
@@ -14,12 +13,11 @@ from serving.gateway.endpoint import Endpoint
 from serving.gateway.exchange import Exchange
 from serving.gateway.json_body import canonical, parse
 from serving.gateway.relay import Relay, Timing
+from serving.gateway.room import Room
 from serving.gateway.validate import RequestContext, ValidRequest, validate
 from serving.protocol.asgi import Receive, Send
 from serving.protocol.stats import Stats
 from serving.router.directory import Directory
-
-RETRY_AFTER_S = 1.0
 
 
 class Inference:
@@ -42,7 +40,7 @@ class Inference:
         self._dispatcher = Dispatcher(directory, config, deaths_path, coming)
         self._authenticator = authenticator
         self._relays: set[Relay] = set()
-        self.num_in_flight = 0
+        self._room = Room(config.limits.max_concurrent_requests, config.limits.max_bytes_in_flight)
         self._timing = Timing(
             keep_alive_s=config.server.keep_alive_s,
             first_byte_timeout_s=config.limits.first_byte_timeout_s,
@@ -55,21 +53,21 @@ class Inference:
         self, exchange: Exchange, endpoint: Endpoint, identity: Identity, headers: Headers, receive: Receive, send: Send
     ) -> None:
         """Raises ApiError while nothing has been sent."""
-        if self.num_in_flight >= self._limits.max_concurrent_requests:
-            raise Overloaded("this server has as many requests in flight as it takes", retry_after_s=RETRY_AFTER_S)
-        self.num_in_flight += 1
-        try:
+        with self._room.place(identity.tenant) as place:
             check_media(headers, self._limits.max_body_bytes)
-            body = await read_body(receive, self._limits.max_body_bytes, self._limits.body_timeout_s)
+            body = await read_body(receive, self._limits.max_body_bytes, self._limits.body_timeout_s, place.add)
             exchange.is_body_read = True
-            request = self._check(exchange, endpoint, identity, body)
-            exchange.accepted_s = time.monotonic()
-            dispatch = self._dispatch(exchange, endpoint, request, identity, body, receive)
+            # The parsed request is three times its bytes: nothing may hold it while the answer is made.
+            dispatch = self._dispatch(
+                exchange, endpoint, self._check(exchange, endpoint, identity, body), identity, body, receive
+            )
             stream = await dispatch.open()
             exchange.sent_s = time.monotonic()
             await self._relay(Relay(exchange, dispatch, stream, receive, send, self._timing))
-        finally:
-            self.num_in_flight -= 1
+
+    @property
+    def num_in_flight(self) -> int:
+        return self._room.num_requests
 
     def stats(self) -> Stats:
         """What the autoscaler is told."""
@@ -104,6 +102,7 @@ class Inference:
         assert model is not None, "validate() refuses a request without a model name"
         exchange.model = model.name
         exchange.is_stream = request.stream
+        exchange.accepted_s = time.monotonic()
         return request
 
     def _dispatch(

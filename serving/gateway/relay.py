@@ -243,22 +243,25 @@ class Relay:
         read.
         """
         timing, exchange = self._timing, self._exchange
+        if self._task is None:
+            return  # it is over, and its replica says what it cost
         self._dispatch.tick(now_s)
         if self._watcher is None:
             # Only now: most answers end before the first tick, and a task for each would cost more than their relaying.
             self._watcher = asyncio.create_task(self._watch())
+        is_out_of_time = now_s - exchange.arrived_s > timing.max_request_s
         if self._blocked_since_s is not None:
-            if now_s - self._blocked_since_s > timing.slow_reader_timeout_s and self._task is not None:
+            if is_out_of_time or now_s - self._blocked_since_s > timing.slow_reader_timeout_s:
                 exchange.error_code = "slow_reader"
                 self._task.cancel()
             return
-        if now_s - exchange.arrived_s > timing.max_request_s:
+        if is_out_of_time:
             self._stream.interrupt(UpstreamTimeout(f"the answer took longer than {timing.max_request_s:g} s"))
             return
         limit_s = timing.inter_chunk_timeout_s
         if exchange.first_byte_s is None:
             limit_s = timing.first_byte_timeout_s + self._dispatch.generation_s
-        if now_s - self._idle_since_s > limit_s:
+        if now_s - max(self._idle_since_s, self._stream.progressed_s) > limit_s:
             self._stream.interrupt(ReplicaSilent(f"the model sent nothing for {limit_s:g} s"))
         elif self._is_event_stream and now_s - max(self._kept_alive_s, self._idle_since_s) >= timing.keep_alive_s:
             self._kept_alive_s = now_s
@@ -284,7 +287,9 @@ def as_api_error(error: Exception, exchange: Exchange) -> ApiError:
     logger.warning("request %s broke: %s", exchange.request_id, error, extra={"replica": exchange.replica})
     if isinstance(error, ReplicaSilent):
         return UpstreamTimeout(str(error))
-    if isinstance(error, StreamFailed) and error.failure["cause"] in ("request", "engine_failed"):
+    if isinstance(error, StreamFailed) and error.failure["cause"] == "request":
+        return _refusal(error.failure["message"], None)
+    if isinstance(error, StreamFailed) and error.failure["cause"] == "engine_failed":
         return InternalError(error.failure["message"])
     return _incomplete()
 
@@ -301,13 +306,17 @@ def translate_error(status: int, body: bytes, exchange: Exchange) -> ApiError:
     if status == 404:
         return ModelNotFound(message)
     if 400 <= status < 500:
-        if "maximum context length" in message:
-            return ContextLengthExceeded(message, param=param)
-        return BadRequest(message, param=param)
+        return _refusal(message, param)
     logger.error("request %s: the engine answered %d: %s", exchange.request_id, status, message)
     if status == 503:
         return EngineUnavailable("the engine cannot take requests now", retry_after_s=RETRY_AFTER_LOST_S)
     return InternalError("the engine failed while serving this request")
+
+
+def _refusal(message: str, param: str | None) -> ApiError:
+    if "maximum context length" in message:
+        return ContextLengthExceeded(message, param=param)
+    return BadRequest(message, param=param)
 
 
 def _message_of(body: bytes) -> tuple[str, str | None]:

@@ -29,6 +29,7 @@ class ValidRequest:
     ``is_seeded``: its tokens are drawn, from a seed of the client's: only a sampler that draws by place can go on.
     ``is_constrained``: the engine makes a grammar of something in it, which the replica tries in a sandbox first.
     ``is_batch``: the client is in no hurry (`service_tier` `flex`).
+    ``max_model_len`` in tokens, prompt and output; None: not known yet.
     ``ignored`` names the fields that were dropped.
     """
 
@@ -42,6 +43,7 @@ class ValidRequest:
     is_seeded: bool
     is_constrained: bool
     is_batch: bool
+    max_model_len: int | None
     ignored: tuple[str, ...]
 
 

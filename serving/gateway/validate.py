@@ -96,6 +96,7 @@ def _request(endpoint: Endpoint, draft: Draft, ignored: tuple[str, ...]) -> Vali
         continuable=endpoint in _CONTINUABLE and num_choices == 1 and not any(map(sent.get, _NOT_CONTINUABLE)),
         is_seeded=sent.get("seed") is not None and sent.get("temperature") != 0,
         is_batch=draft.asked.get("service_tier") == "flex",
+        max_model_len=draft.context.max_model_len,
         ignored=ignored,
     )
 

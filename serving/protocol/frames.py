@@ -8,13 +8,14 @@ A frame is a 9-byte header and a payload::
 
 Numbers are big-endian. Who may send what:
 
-    replica → gateway   CHALLENGE (0)  ACCEPTED (0)  LOAD (0)  HEAD  BODY  PIECE  END  FAIL
+    replica → gateway   CHALLENGE (0)  ACCEPTED (0)  LOAD (0)  HEAD  BODY  PIECE  PROGRESS  END  FAIL
     gateway → replica   PROOF (0)      OPEN  CANCEL  PAUSE  RESUME
 
 A connection begins with CHALLENGE (``Challenge``: a nonce), PROOF (HMAC-SHA256 of the nonce under the cluster's
 secret) and ACCEPTED. After that the gateway opens streams with ids of its own choosing; a stream ends with exactly
 one END or FAIL. PIECE is BODY with the ids of the tokens that it is made of (``piece``), so that another replica can
-go on where this one ends. Writers collect the frames of one event-loop turn and flush them as one write: under load
+go on where this one ends. PROGRESS, empty, says that tokens are made of which nothing is sent (reasoning that the
+client does not want). Writers collect the frames of one event-loop turn and flush them as one write: under load
 that is one system call per engine step instead of one per stream (measured: design notes, "Why one multiplexed
 connection").
 """
@@ -28,7 +29,7 @@ from typing import Literal, NotRequired, TypedDict
 import orjson
 
 HEADER = struct.Struct("!IIB")
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 #: Larger than any request body the gateway lets through; a longer frame is a broken or hostile peer.
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 PROOF_BYTES = 32
@@ -51,6 +52,7 @@ class Kind(enum.IntEnum):
     END = 22
     FAIL = 23
     PIECE = 24
+    PROGRESS = 25
 
 
 class Challenge(TypedDict):

@@ -53,7 +53,7 @@ def error_event(error: ApiError, dialect: Dialect = Dialect.OPENAI) -> bytes:
         return sse.event(_anthropic_error(error), "error")
     if dialect is Dialect.RESPONSES:
         # The Responses stream has typed events; official clients raise on `error` inside any event's data as well.
-        return sse.event({"type": "error", **_openai_error(error), "error": _openai_error(error)}, "error")
+        return sse.event({**_openai_error(error), "type": "error", "error": _openai_error(error)}, "error")
     return sse.event({"error": _openai_error(error)})
 
 

@@ -42,6 +42,7 @@ MAX_BODY_BYTES = 256 * 1024
 #: A connection that has not proved itself by then is closed.
 PROOF_TIMEOUT_S = 5.0
 LOAD_INTERVAL_S = 0.25
+PROGRESS_INTERVAL_S = 2.0
 DRAIN_POLL_S = 0.01
 #: How long a stream that was failed has to say so to its gateway.
 FAIL_GRACE_S = 0.5
@@ -153,12 +154,18 @@ class ReplicaServer:
     async def _report_forever(self) -> None:
         loop = asyncio.get_running_loop()
         last_tokens, last_s = self.engine.load().generated_tokens, loop.time()
+        progress_due_s = last_s + PROGRESS_INTERVAL_S
         while True:
             await asyncio.sleep(LOAD_INTERVAL_S)
             tokens, now_s = self.engine.load().generated_tokens, loop.time()
             self._tokens_per_s = (tokens - last_tokens) / (now_s - last_s)
             last_tokens, last_s = tokens, now_s
             self._report_load()
+            if now_s >= progress_due_s:
+                progress_due_s = now_s + PROGRESS_INTERVAL_S
+                for connection in self._connections:
+                    for stream in connection.streams.values():
+                        stream.report_progress()
 
     def _report_load(self) -> None:
         load = self.load()
@@ -291,6 +298,8 @@ class _Stream:
         self._body = body
         self._is_body_read = False
         self._is_dropped = False
+        self._is_silent = True
+        self._num_reported = 0
         self.pending_prompt_tokens = head.get("prompt_tokens", 0)
         self._failure: str | None = None
         self._cause: Cause = "request"
@@ -306,6 +315,7 @@ class _Stream:
             resume=tuple(head["resume"]),
             continuable=head["continuable"] and (not head.get("is_seeded", False) or connection.engine.draws_by_place),
         )
+        self._is_begun = False
         self._task = asyncio.create_task(self._run())
 
     def cancel(self) -> None:
@@ -318,13 +328,24 @@ class _Stream:
         """End the stream with an error now, and drop the request."""
         self._failure, self._cause = self._failure or message, cause
         self._task.cancel()
+        if not self._is_begun:  # a task that is cancelled before its first step never takes it
+            self._finish()
+
+    def report_progress(self) -> None:
+        """Call now and then: tells the gateway that tokens were made, where nothing was sent since the last call."""
+        num_made = self._request.output_tokens
+        if self._is_silent and num_made > self._num_reported:
+            self._connection.send(encode(Kind.PROGRESS, self._id))
+        self._num_reported, self._is_silent = num_made, True
 
     async def _run(self) -> None:
+        self._is_begun = True
         current_request.set(self._request)
         try:
             await self._connection.engine.app(self._scope(), self._receive, self._send)
         except asyncio.CancelledError:
-            self._failure = self._failure or "the replica dropped the request"
+            if self._failure is None:
+                self._failure, self._cause = "the replica dropped the request", "engine_failed"
         except Exception:  # the engine's app is foreign code: whatever it raises ends this stream and nothing else
             logger.exception("request %s: the engine's app raised", self._head["request_id"])
             if self._failure is None:
@@ -393,7 +414,7 @@ class _Stream:
                 self._failure, status = error_event(body)
                 self._cause = "engine_failed" if status >= 500 else "request"
             elif body:
-                self.pending_prompt_tokens = 0
+                self.pending_prompt_tokens, self._is_silent = 0, False
                 if len(body) > MAX_BODY_BYTES:
                     body = await self._send_begin(body)
                 self._connection.send(self._body_frame(body))

@@ -27,6 +27,11 @@ class Breaker:
         """A request goes to the replica; when the breaker is half open it is the probe."""
         self.is_probing = self.num_failures >= NUM_FAILURES
 
+    def on_answer(self) -> None:
+        """An answer has begun: as a probe that is enough, for its end may be an hour away."""
+        if self.is_probing:
+            self.on_success()
+
     def on_success(self) -> None:
         self.num_failures = 0
         self.is_probing = False

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable
 from typing import Protocol, cast
 
@@ -52,7 +53,7 @@ class ReplicaStream:
 
     __slots__ = (
         "_buffer_bytes", "_buffered_bytes", "_chunks", "_error", "_is_ended", "_is_paused", "_link", "_packed_ids",
-        "_waiter", "id", "response", "sink", "usage",
+        "_waiter", "id", "progressed_s", "response", "sink", "usage",
     )  # fmt: skip
 
     def __init__(self, link: "ReplicaLink", stream_id: int, buffer_bytes: int) -> None:
@@ -69,6 +70,8 @@ class ReplicaStream:
         self.response: ResponseHead | None = None
         self.sink: Callable[[bytes], None] | None = None
         self.usage: Usage = NO_USAGE
+        self.progressed_s = 0.0
+        """When the replica last said that tokens are made of which nothing is sent (``time.monotonic``)."""
 
     async def head(self) -> ResponseHead:
         while self.response is None:
@@ -295,6 +298,8 @@ class ReplicaLink:
         elif stream := self._streams.get(stream_id):
             if kind == Kind.HEAD:
                 stream.on_head(orjson.loads(payload))
+            elif kind == Kind.PROGRESS:
+                stream.progressed_s = time.monotonic()
             elif kind == Kind.END:
                 del self._streams[stream_id]
                 stream.on_end(orjson.loads(payload))

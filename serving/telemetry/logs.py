@@ -1,6 +1,7 @@
 """JSON logs: one object per line, one line per request, never a prompt, an answer or a key."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import time
@@ -88,8 +89,9 @@ class RequestLog:
         if self._file is not None and now_s - self._checked_s > 1.0:
             self._checked_s = now_s
             if not self._path.exists() or self._path.stat().st_ino != os.fstat(self._file.fileno()).st_ino:
-                self._file.close()
-                self._file = None
+                old, self._file = self._file, None
+                with contextlib.suppress(OSError):  # a full disk: what it held is lost, the next file may do
+                    old.close()
         if self._file is None:
             self._file = self._path.open("ab")
         return self._file

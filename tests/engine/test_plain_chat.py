@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from serving.replica.server import error_event
+
 pytestmark = pytest.mark.engine
 
 NOW_S = 1_795_000_000.0
@@ -122,3 +124,22 @@ def test_what_is_more_than_text_is_left_to_vllm(fields: dict[str, Any]) -> None:
 
     request = ChatCompletionRequest(messages=[{"role": "user", "content": "x"}], model="m", stream=True, **fields)
     assert not make_serving("hermes")._is_plain(request)
+
+
+async def test_a_mistake_that_vllm_finds_when_generation_begins_is_its_error_event() -> None:
+    from vllm.entrypoints.generate.base.protocol import RequestResponseMetadata
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+    from vllm.exceptions import VLLMValidationError
+
+    async def refused() -> AsyncIterator[Any]:
+        raise VLLMValidationError("token_id(s) [50256] in logit_bias are out of vocabulary")
+        yield
+
+    serving = make_serving(None)
+    request = ChatCompletionRequest(messages=[{"role": "user", "content": "x"}], model="m", stream=True)
+    generator = serving.chat_completion_stream_generator(
+        request, refused(), "chatcmpl-1", "demo", [], Tokenizer(), RequestResponseMetadata(request_id="r")
+    )
+    message, status = error_event(await events_of(generator))
+    assert "out of vocabulary" in message
+    assert status == 400

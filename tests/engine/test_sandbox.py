@@ -1,6 +1,7 @@
 """The sandbox: whatever a job does ends with its child, and the replica goes on."""
 
 import asyncio
+import errno
 import os
 import signal
 import subprocess
@@ -148,3 +149,22 @@ async def test_it_dies_with_a_replica_that_is_killed() -> None:
 def children_of(pid: int) -> list[int]:
     with open(f"/proc/{pid}/task/{pid}/children") as file:
         return [int(word) for word in file.read().split()]
+
+
+async def test_a_server_for_which_there_is_no_memory_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.engine.sandbox.RESTART_S", 0.01)
+    spawn, attempts = Sandbox._spawn, []
+
+    def short_of_memory(sandbox: Sandbox) -> object:
+        attempts.append(1)
+        if len(attempts) < 3:
+            raise OSError(errno.ENOMEM, "Cannot allocate memory")
+        return spawn(sandbox)
+
+    monkeypatch.setattr(Sandbox, "_spawn", short_of_memory)
+    sandbox = Sandbox(TARGET, b"settings ", CPU_S)
+    sandbox.start()
+    try:
+        assert await sandbox.run(b"echo ") == b"settings "
+    finally:
+        await sandbox.stop()

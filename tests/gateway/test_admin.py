@@ -76,11 +76,27 @@ async def test_the_port_has_metrics_and_status_and_nothing_else(
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(folder))
     server = AdminServer(0, stack.directory, lambda: {"ready": True})
     transport = httpx.ASGITransport(server)
-    async with httpx.AsyncClient(transport=transport, base_url="http://admin") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         assert (await client.get("/metrics")).status_code == 200
         assert (await client.get("/admin/status")).json() == {"ready": True}
         for path in ("/", "/admin", "/admin/", "/v1/models", "/metrics/"):
             assert (await client.get(path)).status_code == 404
+
+
+async def test_a_web_page_cannot_reach_it_under_a_name_of_its_own(stack: Stack) -> None:
+    transport = httpx.ASGITransport(AdminServer(0, stack.directory, lambda: {"secret": 1}))
+    async with httpx.AsyncClient(transport=transport, base_url="http://rebound.example:8001") as client:
+        answer = await client.get("/admin/status")
+    assert answer.status_code == 403
+    assert "secret" not in answer.text
+
+
+def test_of_two_that_ask_for_the_port_at_once_one_has_it() -> None:
+    port = free_port()
+    first = admin._bind(port)
+    assert first is not None
+    with first:
+        assert admin._bind(port) is None
 
 
 async def test_a_stream_of_metrics_is_read_to_its_end(tmp_path: Path) -> None:

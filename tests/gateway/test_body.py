@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.errors import BodyTimeout, BodyTooLarge, HeadersTooLarge, UnsupportedMediaType
+from serving.errors import BodyTimeout, BodyTooLarge, HeadersTooLarge, Overloaded, UnsupportedMediaType
 from serving.gateway.body import check_headers, check_media, read_body
 from serving.gateway.exchange import ClientGone
 from serving.protocol.asgi import Message, Receive
@@ -30,31 +30,37 @@ def arriving(*parts: bytes, then: Message | None = None) -> Receive:
     return receive
 
 
+def ignore(num_bytes: int) -> None:
+    """Where nobody counts them."""
+
+
 @given(parts=st.lists(st.binary(max_size=50), min_size=1, max_size=10))
 def test_a_body_is_its_parts_joined_up_to_the_limit(parts: list[bytes]) -> None:
     body = b"".join(parts)
-    assert asyncio.run(read_body(arriving(*parts), len(body), 5)) == body
+    assert asyncio.run(read_body(arriving(*parts), len(body), 5, ignore)) == body
     if body:
         with pytest.raises(BodyTooLarge):
-            asyncio.run(read_body(arriving(*parts), len(body) - 1, 5))
+            asyncio.run(read_body(arriving(*parts), len(body) - 1, 5, ignore))
 
 
 async def test_a_body_over_the_limit_is_not_read_to_its_end() -> None:
     parts = [b"x" * 100] * 1000
     receive = arriving(*parts)
     with pytest.raises(BodyTooLarge):
-        await read_body(receive, 250, 5)
+        await read_body(receive, 250, 5, ignore)
     assert (await receive())["more_body"], "three parts were taken, not all"
 
 
 async def test_a_body_that_does_not_arrive_is_a_timeout() -> None:
     with pytest.raises(BodyTimeout, match=r"within 0\.01 s"):
-        await read_body(arriving(b"x", then={"type": "http.request", "body": b"", "more_body": True}), 100, 0.01)
+        await read_body(
+            arriving(b"x", then={"type": "http.request", "body": b"", "more_body": True}), 100, 0.01, ignore
+        )
 
 
 async def test_a_client_that_leaves_is_gone() -> None:
     with pytest.raises(ClientGone):
-        await read_body(arriving(b"x", then={"type": "http.disconnect"}), 100, 5)
+        await read_body(arriving(b"x", then={"type": "http.disconnect"}), 100, 5, ignore)
 
 
 @pytest.mark.parametrize(
@@ -95,3 +101,15 @@ def test_headers_are_bounded_in_number_and_in_bytes() -> None:
         check_headers([(b"a", b"b")] * 11, 10, 100)
     with pytest.raises(HeadersTooLarge):
         check_headers([(b"a", b"b" * 20)], 10, 20)
+
+
+async def test_every_part_is_reported_as_it_comes_and_may_be_the_last() -> None:
+    sizes: list[int] = []
+    await read_body(arriving(b"abc", b"", b"de"), 100, 5, sizes.append)
+    assert sum(sizes) == 5
+
+    def refuse(num_bytes: int) -> None:
+        raise Overloaded("no room")
+
+    with pytest.raises(Overloaded):
+        await read_body(arriving(b"x", b"y"), 100, 5, refuse)

@@ -1,5 +1,7 @@
 """What one gateway has seen engines die of, the others know at once."""
 
+import errno
+import os
 import time
 from pathlib import Path
 
@@ -72,3 +74,15 @@ def test_a_gateway_that_starts_later_knows_what_was_before(path: Path) -> None:
     first.on_death(b"a", "r0")
     first.on_death(b"a", "r1")
     assert gateway(path).holds(b"a", NOW_S)
+
+
+def test_on_a_full_disk_the_gateway_that_saw_it_knows(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    first, second = gateway(path), gateway(path)
+    monkeypatch.setattr(os, "write", full)
+    first.on_death(b"a", "r0")
+    first.on_death(b"a", "r1")
+    assert first.holds(b"a", NOW_S)
+    assert second.is_empty

@@ -19,6 +19,7 @@ from serving.gateway.relay import translate_error
 from serving.protocol.asgi import AsgiApp, Receive, Scope, Send
 from serving.protocol.openai import Dialect
 from serving.protocol.sse import KEEP_ALIVE, EventDecoder
+from serving.router.breaker import NUM_FAILURES
 from tests.support.dialects import BODIES, MESSAGES
 from tests.support.engines import AppEngine, Events, Flood, Recorder, start
 from tests.support.stack import CHAT, MODEL, Stack, chat, start_stack, until
@@ -250,6 +251,28 @@ async def test_no_next_chunk_in_time_is_an_error_event_and_the_engine_aborts(tmp
         assert (await stack.request_line(status=200))["error"] == "upstream_timeout"
 
 
+async def test_a_replica_that_makes_tokens_and_sends_none_is_not_silent(tmp_path: Path) -> None:
+    app = Events([FIRST_EVENT], holds=True)
+    async with start_stack(tmp_path, AppEngine(app)) as stack, await stack.open_chat() as wire:
+        await wire.read_until(FIRST_EVENT)
+        [relay] = stack.inference._relays
+        relay._stream.progressed_s = time.monotonic() + 59
+        stack.tick(61)
+        app.release.set()
+        assert b"upstream_timeout" not in await wire.read_until(b"0\r\n\r\n")
+
+
+async def test_what_the_engine_refuses_in_a_stream_is_the_clients_mistake(tmp_path: Path) -> None:
+    """vLLM checks some fields when generation begins, and its stream has begun by then."""
+    refusal = b'data: {"error": {"message": "token id 50256 is out of vocabulary", "code": 400}}\n\n'
+    async with start_stack(tmp_path, AppEngine(Events([refusal])), AppEngine(Events([refusal]))) as stack:
+        for _ in range(2 * NUM_FAILURES):
+            answer = await stack.client.post(CHAT, json=chat(stream=True))
+            assert answer.status_code == 400
+            assert "out of vocabulary" in answer.json()["error"]["message"]
+        assert all(replica.breaker.num_failures == 0 for replica in stack.directory.all())
+
+
 async def test_an_answer_takes_no_longer_than_the_limit_in_all(tmp_path: Path) -> None:
     app = Events([FIRST_EVENT], holds=True)
     limits = {"max_request_s": 50.0}
@@ -339,6 +362,18 @@ async def test_a_slow_reader_pauses_its_engine_and_gets_everything_when_it_reads
         assert sum([len(chunk) async for chunk in wire.chunks()]) == 300 * len(CHUNK)
         await wire.close()
         assert (await stack.request_line(status=200))["error"] is None
+
+
+async def test_a_slow_reader_has_no_more_time_in_all_than_others(tmp_path: Path) -> None:
+    flood = Flood(CHUNK, max_chunks=10_000)
+    limits = SMALL_BUFFERS | {"max_request_s": 50.0}
+    async with start_stack(tmp_path, AppEngine(flood), limits=limits) as stack:
+        wire = await stack.wire(receive_buffer_bytes=4096, limit_bytes=1024)
+        await wire.post(CHAT, json.dumps(chat(stream=True)).encode())
+        await stuck(flood, flood)
+        stack.tick(51)
+        await stack.until(lambda: flood.num_dropped == 1)
+        wire.abort()
 
 
 async def test_a_slow_reader_is_cut_after_its_time_and_not_before(tmp_path: Path) -> None:

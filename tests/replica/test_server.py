@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from serving.engine.base import Engine
+from serving.engine.base import Engine, current_request
 from serving.engine.scripted import Script, ScriptedEngine
 from serving.protocol.asgi import AsgiApp, Receive, Scope, Send
-from serving.protocol.frames import HEADER, Decoder, Kind, encode, prove
+from serving.protocol.frames import HEADER, Decoder, Kind, OpenHead, encode, encode_open, prove
 from serving.replica.server import MAX_BODY_BYTES, ReplicaServer, _GatewayConnection
 from tests.support.engines import AppEngine, Events, Flood, Recorder, start
 from tests.support.peers import GatewayPeer
-from tests.support.stack import SECRET, chat, until
+from tests.support.stack import CHAT, MODEL, SECRET, chat, until
 
 
 class Bench:
@@ -359,6 +359,41 @@ async def test_an_error_event_of_vllm_is_a_failure(bench: Bench, error: bytes, c
     body, kind, failure = await read_stream(peer)
     assert (body, kind) == (b"data: {}\n\n", Kind.FAIL)
     assert (failure["message"], failure["cause"]) == ("EngineCore encountered an issue.", cause)
+
+
+async def test_a_stream_that_is_failed_before_its_first_step_says_so(bench: Bench) -> None:
+    server = await bench.serve(ScriptedEngine(Script()))
+    peer = await bench.gateway()
+    [connection] = server._connections
+    head: OpenHead = {
+        "method": "POST", "path": CHAT, "request_id": "r", "model": MODEL,
+        "created": 0, "continuable": False, "resume": [],
+    }  # fmt: skip
+    connection._on_frame(Kind.OPEN, 1, encode_open(1, head, json.dumps(chat()).encode())[HEADER.size :])
+    connection.fail_all("the replica is shutting down", "draining")
+    kind, stream, failure = await peer.read_end()
+    assert (kind, stream, failure["cause"]) == (Kind.FAIL, 1, "draining")
+    assert not connection.streams
+
+
+async def test_tokens_of_which_nothing_is_sent_are_reported(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of reasoning that the client does not want."""
+    monkeypatch.setattr("serving.replica.server.LOAD_INTERVAL_S", 0.001)
+    monkeypatch.setattr("serving.replica.server.PROGRESS_INTERVAL_S", 0.002)
+    thinks = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await start(send)
+        await thinks.wait()
+        current_request.get().output_tokens += 10
+        await asyncio.Event().wait()
+
+    peer = await bench.gateway_of(app)
+    peer.open(1)
+    await peer.read_kind(Kind.HEAD)
+    thinks.set()
+    assert (await peer.read_kind(Kind.PROGRESS))[1] == 1
+    peer.send(Kind.CANCEL, 1)
 
 
 @pytest.mark.parametrize("event", [b'data: {"error": nonsense', b'data: {"error": 5}\n\n', b'data: {"error": {}}\n\n'])

@@ -83,3 +83,16 @@ def test_it_never_stays_shut(events: list[str]) -> None:
         getattr(breaker, f"on_{event}")(*([float(now_s)] if event == "failure" else []))
     breaker.on_dropped()  # whatever was under way has ended
     assert breaker.allows(len(events) + MAX_PAUSE_S)
+
+
+def test_a_probe_whose_answer_has_begun_closes_it_however_long_the_answer_is() -> None:
+    breaker = opened()
+    breaker.on_sent()
+    breaker.on_answer()
+    assert breaker.allows(FIRST_PAUSE_S)
+
+
+def test_the_answer_to_what_was_sent_before_it_opened_closes_nothing() -> None:
+    breaker = opened()
+    breaker.on_answer()
+    assert not breaker.allows(0.0)
