@@ -101,7 +101,7 @@ class Watcher:
         self.samples.append(sample)
 
     def _keep(self, at_s: float, reading: prometheus.Reading) -> None:
-        self._last = (at_s, reading)
+        self._last = (at_s, prometheus.continued(self._last[1], reading) if self._last else reading)
         if self._num_read % self._stride == 0:
             self._kept.append(self._last)
         self._num_read += 1

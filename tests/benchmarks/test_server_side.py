@@ -6,7 +6,9 @@ import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from itertools import accumulate
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,13 +45,13 @@ class Server:
     def text(self) -> str:
         return generate_latest(self.registry).decode()
 
-    def worked(self) -> prometheus.Reading:
+    def worked(self, replicas: str = "ab") -> prometheus.Reading:
         """What it says after some more work."""
-        self.work()
+        self.work(replicas)
         return prometheus.read(self.text())
 
-    def work(self) -> None:
-        for replica in "ab":
+    def work(self, replicas: str = "ab") -> None:
+        for replica in replicas:
             self.queue.labels(replica).observe(0.15)
             self.preempted.labels(replica).inc(2)
             self.queries.labels(replica).inc(100)
@@ -137,6 +139,43 @@ def test_a_long_watch_keeps_no_more_readings_than_it_needs(server: Server) -> No
     assert len(watcher._kept) <= 120
     assert watcher._kept[0] == (0.0, readings[0])
     assert watcher._last == (999.0, readings[-1])
+
+
+def followed(*readings: prometheus.Reading) -> dict[str, Any]:
+    return prometheus.over(list(accumulate(readings, prometheus.continued)))
+
+
+def test_a_replica_that_goes_away_takes_no_history_with_it(server: Server) -> None:
+    for _ in range(1000):
+        server.work()
+    first = server.worked()
+    server.work()
+    for series in (server.preempted, server.queue):
+        series.remove("b")
+    found = followed(first, prometheus.read(server.text()), server.worked("a"))
+    assert found["num_preemptions"] == 2.0 + 2.0
+    assert (found["engine_queue_ms"]["n"], found["engine_queue_ms"]["mean"]) == (2, 150.0)
+
+
+def test_what_was_missing_from_one_scrape_counts_from_where_it_was(server: Server) -> None:
+    found = followed(server.worked(), prometheus.read(""), server.worked())
+    assert (found["num_preemptions"], found["engine_queue_ms"]["n"]) == (4.0, 2)
+
+
+def test_while_a_series_is_missing_another_ones_history_does_not_count() -> None:
+    def count(series: str, number: int) -> prometheus.Reading:
+        return prometheus.read("".join(f'{series}_bucket{{le="{bound}"}} {number}\n' for bound in ("1", "+Inf")))
+
+    ours, vllms = "ballast_time_to_first_token_seconds", "vllm:time_to_first_token_seconds"
+    assert followed(count(ours, 5), count(vllms, 1000), count(ours, 7))["server_ttft_ms"]["n"] == 2
+
+
+def test_a_watcher_keeps_the_last_totals_of_what_has_gone(server: Server) -> None:
+    watcher = Watcher(Source())
+    first = server.worked()
+    watcher._keep(0.0, first)
+    watcher._keep(1.0, prometheus.read(""))
+    assert watcher._kept[-1][1].counters == first.counters
 
 
 def test_the_warm_up_is_not_in_what_the_server_says(server: Server, url: str) -> None:
