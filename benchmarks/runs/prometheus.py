@@ -122,7 +122,9 @@ def _merged(old: Mapping[str, Mapping[Labels, T]], new: Mapping[str, Mapping[Lab
 def over(readings: Sequence[Reading]) -> dict[str, Any]:
     """What happened from the first scrape to the last, a JSON object; what happened between two scrapes is a block of
     the bootstrap (`benchmarks/runs/intervals.py`). Each reading has to be `continued` from the one before. A total that
-    falls has begun anew: its process was replaced."""
+    falls has begun anew: its process was replaced. Empty of fewer than two readings."""
+    if len(readings) < 2:
+        return {}
     steps = list(pairwise(readings))
     found: dict[str, Any] = {
         f"num_{name}": sum(_grown(before.counters.get(name, {}), after.counters.get(name, {}))

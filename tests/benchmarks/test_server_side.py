@@ -131,6 +131,10 @@ def test_quantiles_are_linear_within_a_bucket_and_end_at_the_last_finite_bound()
     assert found[:, 1].tolist() == pytest.approx([2.0, 1.9, 1.8])
 
 
+def test_metrics_that_were_read_once_say_nothing(server: Server) -> None:
+    assert prometheus.over([server.worked()]) == {}
+
+
 def test_a_long_watch_keeps_no_more_readings_than_it_needs(server: Server) -> None:
     watcher = Watcher(Source())
     readings = [server.worked() for _ in range(1000)]
