@@ -134,8 +134,8 @@ def marks_of(found: Round, marks: Sequence[Mark], plan: Plan) -> list[dict[str, 
     """The marks of what has happened with their effects, then those of what has not."""
     happened = [mark for mark in marks if mark.at_s is not None]
     happened.sort(key=lambda mark: mark.at_s or 0.0)
-    seen = effects(found.rows, plan.slo, [mark.at_s or 0.0 for mark in happened]) if len(found.rows) else []
-    described = [{**mark.document, **effect.document} for mark, effect in zip(happened, seen, strict=False)]
+    seen = effects(found.rows, plan.slo, [mark.at_s or 0.0 for mark in happened])
+    described = [{**mark.document, **effect.document} for mark, effect in zip(happened, seen, strict=True)]
     for each in described:
         if each["done_s"] is None and each["error"] is None:
             each["not_recovered_because"] = "it was still being done when the run ended; a longer --duration shows more"
