@@ -76,16 +76,18 @@ class Side:
         return Sample(values, np.concatenate(blocks), NUM_BLOCKS * len(samples))
 
     def per_block(self, what: str) -> NDArray[np.float64]:
-        """Sums by block: ``tokens``, ``failed`` or ``counted`` requests."""
+        """Sums by block: ``tokens`` of whole answers, ``failed`` or ``counted`` requests."""
         found = []
         for rows in self.rounds:
-            values = {"tokens": rows.output_tokens, "failed": rows.counts & ~rows.is_ok, "counted": rows.counts}[what]
+            ok = rows.is_ok
+            values = {"tokens": rows.output_tokens * ok, "failed": rows.counts & ~ok, "counted": rows.counts}[what]
             found.append(np.bincount(blocks_of(rows.intended_s), weights=values.astype(float), minlength=NUM_BLOCKS))
         return np.concatenate(found)
 
     @property
     def span_s(self) -> float:
-        return sum(rows.span_s[1] - rows.span_s[0] for rows in self.rounds)
+        """Not 0, even where all were intended at one moment and failed."""
+        return max(sum(rows.span_s[1] - rows.span_s[0] for rows in self.rounds), 1e-9)
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,7 +51,7 @@ def cost_of(rows: Rows, slo: Slo, prices: Prices, scraped_usd_per_hour: Mapping[
         is_scraped = pool in scraped_usd_per_hour
         usd_per_hour = scraped_usd_per_hour[pool] if is_scraped else price * prices.min_replicas[pool]
         usd = usd_per_hour * (end_s - begin_s) / _S_PER_HOUR
-        here = of_pool == pool
+        here = (of_pool == pool) & rows.is_ok
         all_tokens, good_tokens = int(tokens[here].sum()), int(tokens[here & met].sum())
         found.append(
             {

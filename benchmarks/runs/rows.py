@@ -88,8 +88,9 @@ class Rows:
 
     @property
     def span_s(self) -> tuple[float, float]:
-        """From the first intended start to the last end."""
-        return float(self.intended_s[0]), float(self.end_s.max())
+        """What rates and costs are taken over: from the first intended start to the last end of a whole answer, at
+        least to the last intended start. One that hangs until its timeout does not make the others fewer."""
+        return float(self.intended_s[0]), float(self.end_s[self.is_ok].max(initial=self.intended_s[-1]))
 
 
 def read_rows(paths: Iterable[Path], after_s: float = 0.0) -> Rows:

@@ -114,7 +114,7 @@ def _throughput(rows: Rows) -> dict[str, float]:
         else 0.0,
         "requests_per_s": round(ok.sum() / span_s, 4),
         "prompt_tokens_per_s": round(float(rows.prompt_tokens[ok].sum()) / span_s, 3),
-        "output_tokens_per_s": round(float(rows.output_tokens.sum()) / span_s, 3),
+        "output_tokens_per_s": round(float(rows.output_tokens[ok].sum()) / span_s, 3),
         "prompt_tokens_mean": round(float(rows.prompt_tokens[ok].mean()), 2) if ok.any() else 0.0,
         "output_tokens_mean": round(float(rows.output_tokens[ok].mean()), 2) if ok.any() else 0.0,
         "cached_prompt_share": round(float(rows.cached_tokens.sum() / max(1, rows.prompt_tokens.sum())), 4),

@@ -107,6 +107,12 @@ def test_few_requests_or_all_at_one_moment_say_nothing(tmp_path: Path, every_s: 
         compare.compare(side, side, compare.Tolerance())
 
 
+def test_requests_that_all_failed_at_one_moment_say_nothing(tmp_path: Path) -> None:
+    side = compare.Side([rows_of(tmp_path, [row(0.0, **FAILED) for _ in range(16)])], is_closed=True)
+    with pytest.raises(BenchError, match="measure for longer"):
+        compare.compare(side, side, compare.Tolerance())
+
+
 def test_throughput_counts_in_a_closed_loop_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a = write_run(tmp_path / "a", seed=1, concurrency=4)
     _, found = judged(a, write_run(tmp_path / "b", seed=2, concurrency=4), capsys)

@@ -95,6 +95,12 @@ def test_rates_over_time_add_up_to_what_was_sent(tmp_path: Path) -> None:
     assert np.nanmedian(found.ttft_p50_ms) == pytest.approx(100.0)
 
 
+def test_a_failure_long_after_the_last_answer_has_its_place_over_time(tmp_path: Path) -> None:
+    rows = [row(0.1 * at, **(FAILED | {"end_s": 600.0} if at == 7 else {})) for at in range(100)]
+    found = series(rows_of(tmp_path, rows), Slo())
+    assert found.at_s[found.failed_per_s > 0.0].tolist() == [pytest.approx(600.0, rel=0.05)]
+
+
 def test_a_server_that_says_nothing_has_no_panels() -> None:
     assert server_chart([{"at_s": 0.0}, {"at_s": 1.0}]) is None
     timeline = [{"at_s": float(at), "cpu_s": 0.5 * at, "running_requests": 1.0} for at in range(5)]

@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.load.histogram import bucket_counts
 from benchmarks.load.mistake import BenchError
+from benchmarks.runs.compare import Side
 from benchmarks.runs.cost import Prices, cost_of
 from benchmarks.runs.intervals import blocks_of, draw_weights, interval, resampled_quantiles_us
 from benchmarks.runs.rows import Rows, read_rows
@@ -150,6 +151,27 @@ def test_what_misses_the_slo_is_paid_for_and_earns_nothing(tmp_path: Path) -> No
     assert cost["usd_per_million_tokens_at_slo"] == pytest.approx(1e6 / 104, rel=1e-4)
     (scraped,) = cost_of(rows, slo, prices, {"cpu": 0.25})
     assert scraped["usd"] == pytest.approx(0.25)
+
+
+STUCK = FAILED | {"status": None, "error": "timed out", "end_s": 600.0, "output_tokens": 50}
+
+
+def test_a_request_that_hangs_makes_the_others_no_fewer(tmp_path: Path) -> None:
+    rows = rows_of(tmp_path, [row(0.2 * at, **(STUCK if at == 7 else {})) for at in range(300)])
+    found = summarise(rows, Slo(), seed=1)
+    for rate in (found["throughput"], found["goodput"]):
+        assert rate["requests_per_s"] == pytest.approx(5.0, rel=0.01)
+        assert rate["output_tokens_per_s"] == pytest.approx(4 * 5.0, rel=0.01)
+    (cost,) = cost_of(rows, Slo(), Prices({"cpu": 3600.0}, {"cpu": 1}, Slo()), {})
+    assert cost["usd"] == pytest.approx(60.0, rel=0.01)
+
+
+def test_tokens_of_what_was_not_whole_count_in_no_rate_and_earn_nothing(tmp_path: Path) -> None:
+    rows = rows_of(tmp_path, [row(0.0), row(9.0, outcome="cancelled", output_tokens=50), row(9.83, **STUCK), row(9.83)])
+    assert summarise(rows, Slo(), seed=1)["throughput"]["output_tokens_per_s"] == pytest.approx(8 / 10.0)
+    (cost,) = cost_of(rows, Slo(), Prices({"cpu": 1.0}, {"cpu": 1}, Slo()), {})
+    assert cost["num_tokens"] == 208
+    assert Side([rows], is_closed=True).per_block("tokens").sum() == 8
 
 
 def test_pools_are_priced_by_the_requests_that_each_served(tmp_path: Path) -> None:
