@@ -75,6 +75,15 @@ def test_a_failed_request_misses_the_slo_and_one_hung_up_on_does_not_count(tmp_p
     assert goodput["share_in_slo_ci95"][0] < 0.9 < goodput["share_in_slo_ci95"][1]
 
 
+@pytest.mark.parametrize(("bound_s", "ends"), [(1.0, [0.4385, 1.0]), (0.01, [0.0, 0.5615])])
+def test_three_requests_of_one_kind_do_not_prove_that_all_are(
+    tmp_path: Path, bound_s: float, ends: list[float]
+) -> None:
+    rows = rows_of(tmp_path, [row(float(at)) for at in range(3)])
+    goodput = summarise(rows, Slo(ttft_s=bound_s), seed=1)["goodput"]
+    assert goodput["share_in_slo_ci95"] == pytest.approx(ends, abs=1e-4)
+
+
 def test_an_answer_of_one_token_has_no_tpot_to_miss(tmp_path: Path) -> None:
     rows = rows_of(tmp_path, [row(0.0, output_tokens=1, itl_us=[]), row(1.0), row(2.0, **FAILED)])
     assert Slo(tpot_s=0.019).is_met(rows).tolist() == [True, False, False]
