@@ -177,8 +177,10 @@ def _percentiles(counts: NDArray[np.float64], bounds_s: NDArray[np.float64]) -> 
         drawn = quantiles_s(weights @ counts, bounds_s, shares)
     found: dict[str, Any] = {}
     for place, (name, share) in enumerate(PERCENTILES.items()):
-        has_interval = drawn is not None and total[0, -1] * (1.0 - share) >= LEAST_BEYOND
-        ci95 = [_ms(bound) for bound in interval(drawn[:, place])] if drawn is not None and has_interval else None
+        ci95 = None
+        if drawn is not None and total[0, -1] * (1.0 - share) >= LEAST_BEYOND:
+            low, high = interval(drawn[:, place])
+            ci95 = None if math.isnan(low) else [_ms(low), _ms(high)]
         # Anywhere in the first bucket: its bound is all that is known, and a bucket is often as wide as what is in it.
         is_at_most = bool(values[place] <= bounds_s[0])
         value_s = bounds_s[0] if is_at_most else values[place]
@@ -195,7 +197,8 @@ def quantiles_s(
 ) -> NDArray[np.float64]:
     """Quantiles of histograms, cumulated counts [R, B] over upper bounds [B], the last of them infinite.
 
-    Linear within the bucket, as PromQL's ``histogram_quantile``; the last finite bound for what is over it.
+    Linear within the bucket, as PromQL's ``histogram_quantile``; the last finite bound for what is over it. NaN for one
+    that holds nothing.
     """
     lower_s = np.concatenate([[0.0], bounds_s[:-1]])
     upper_s = np.where(np.isinf(bounds_s), lower_s, bounds_s)
@@ -207,5 +210,6 @@ def quantiles_s(
         bucket = np.argmax((counts >= rank[:, None]) & (counts > below), axis=1)
         inside = np.maximum(counts[rows, bucket] - below[rows, bucket], 1e-12)
         part = np.clip((rank - below[rows, bucket]) / inside, 0.0, 1.0)
-        found[:, place] = lower_s[bucket] + part * (upper_s[bucket] - lower_s[bucket])
+        value_s = lower_s[bucket] + part * (upper_s[bucket] - lower_s[bucket])
+        found[:, place] = np.where(counts[:, -1] > 0.0, value_s, np.nan)
     return found

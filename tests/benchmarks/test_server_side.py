@@ -115,6 +115,18 @@ def test_quantiles_have_intervals_where_there_is_enough(server: Server) -> None:
     assert queue["p99"]["ci95"] is None, "less than one of sixty is beyond it"
 
 
+@pytest.mark.parametrize(("num_quiet", "is_known"), [(27, True), (28, False)])
+def test_stretches_without_a_request_are_no_requests_of_no_time(server: Server, num_quiet: int, is_known: bool) -> None:
+    readings = [server.worked()]
+    for place in range(30):
+        if place >= num_quiet:
+            for _ in range(20):
+                server.work()
+        readings.append(prometheus.read(server.text()))
+    p50 = prometheus.over(readings)["engine_queue_ms"]["p50"]
+    assert p50["ci95"] == ([150.0, 150.0] if is_known else None)
+
+
 def test_what_lies_in_the_first_bucket_is_known_by_its_bound_alone(server: Server) -> None:
     first = server.worked()
     for _ in range(100):
