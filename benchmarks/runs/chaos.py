@@ -38,7 +38,7 @@ from benchmarks.runs.options import (
 )
 from benchmarks.runs.recovery import effects
 from benchmarks.runs.round import Round, run_round
-from benchmarks.runs.serve import INTERRUPTED_EXIT_CODE, start_document, write_out
+from benchmarks.runs.serve import INTERRUPTED_EXIT_CODE, finish, start_document, write_out
 from benchmarks.server import Server
 
 NOT_RECOVERED_EXIT_CODE = 1
@@ -81,16 +81,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         site.check(fault)
     folder = documents.new_folder("chaos", options.out)
     document = start_document("chaos", given, plan)
-    with View("chaos", span_s(options)) as view:
-        tell = (lambda _: None) if options.json else view.say
-        with Saboteur(site, options.faults, tell) as saboteur:
+    try:
+        with View("chaos", span_s(options)) as view:
+            tell = (lambda _: None) if options.json else view.say
+            with Saboteur(site, options.faults, tell) as saboteur:
 
-            def watch(live: Live) -> None:
-                saboteur.begin(live.started_s)
-                if not options.json:
-                    view(live)
+                def watch(live: Live) -> None:
+                    saboteur.begin(live.started_s)
+                    if not options.json:
+                        view(live)
 
-            found = run_round(plan, folder, 0, options.rate, watch)
+                found = run_round(plan, folder, 0, options.rate, watch)
+    except KeyboardInterrupt:
+        return finish(document, folder, plan, interrupted=True)
     document["rounds"].append(found.document)
     found.document["marks"] = marks_of(found, saboteur.marks, plan)
     document["chaos"] = judge(found.document["marks"], options.max_recovery)

@@ -17,7 +17,7 @@ from benchmarks.runs.leak import slope_of
 from benchmarks.runs.live import View, quiet
 from benchmarks.runs.options import add_load, add_outcome, add_target, add_workload, check_load, make_plan
 from benchmarks.runs.round import run_round
-from benchmarks.runs.serve import INTERRUPTED_EXIT_CODE, start_document, write_out
+from benchmarks.runs.serve import INTERRUPTED_EXIT_CODE, finish, start_document, write_out
 
 LEAK_EXIT_CODE = 1
 LEAST_GROWTH_PER_HOUR = {"rss_mib": 16.0, "num_fds": 10.0, "num_threads": 4.0, "num_processes": 1.0}
@@ -55,8 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise BenchError("a soak looks at the server's processes: name one with --server-pid, or its --config")
     folder = documents.new_folder("soak", options.out)
     document = start_document("soak", given, plan)
-    with View("soak", options.warmup + options.duration) as view:
-        found = run_round(plan, folder, 0, options.rate, quiet if options.json else view)
+    try:
+        with View("soak", options.warmup + options.duration) as view:
+            found = run_round(plan, folder, 0, options.rate, quiet if options.json else view)
+    except KeyboardInterrupt:
+        return finish(document, folder, plan, interrupted=True)
     document["rounds"].append(found.document)
     document["leaks"] = leaks(found.document["timeline"])
     stopped = "interrupted" if found.is_interrupted else None

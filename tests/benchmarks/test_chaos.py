@@ -29,7 +29,7 @@ from serving.config import load_config
 from serving.lifecycle.control import InForce
 from serving.lifecycle.processes import start_ticks
 from serving.lifecycle.record import ServerRecord
-from tests.benchmarks.conftest import GENEROUS
+from tests.benchmarks.conftest import GENEROUS, interrupted
 from tests.benchmarks.test_rows import row, rows_of
 
 CONFIG = """
@@ -126,6 +126,15 @@ def test_a_run_has_its_faults_as_marks_with_what_they_did(
     assert kill["before"]["share_in_slo"] == 1.0
     assert document["rounds"][0]["requests"]["num_measured"] == 40 * 3 + 2 * 20
     ballast.replica.wait(10)  # it ends with its engine
+
+
+def test_ctrl_c_before_there_is_anything_is_an_interrupted_run(
+    ballast: Ballast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.runs.chaos.run_round", interrupted)
+    given = ("--config", str(ballast.config), "--at", "1s=kill-engine", "--rate", "1")
+    assert chaos(*given, "--out", str(tmp_path / "run")) == 130
+    assert documents.read(tmp_path / "run").document["status"] == "interrupted"
 
 
 def test_a_stopped_engine_goes_on_when_the_run_ends(ballast: Ballast, tmp_path: Path) -> None:

@@ -74,6 +74,12 @@ def test_an_interrupted_run_says_so_first(run: Path) -> None:
     assert 'class="verdict">This run is not complete: interrupted' in text
 
 
+def test_a_run_that_was_interrupted_before_its_first_round_has_a_page(run: Path) -> None:
+    found = documents.read(run)
+    found.document.update(status="interrupted", rounds=[])
+    assert "This run is not complete: interrupted" in write_report(found).read_text()
+
+
 def test_after_faults_a_missed_slo_stays_bad_news(run: Path) -> None:
     found = documents.read(run)
     found.document["rounds"][0]["marks"] = []

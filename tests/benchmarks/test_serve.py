@@ -19,6 +19,8 @@ from benchmarks.load.workers import Effort, Live
 from benchmarks.runs import document as documents
 from benchmarks.runs import serve
 from benchmarks.runs.live import View
+from benchmarks.runs.options import Plan
+from benchmarks.runs.round import Round, Watch
 from serving.cli import main
 from tests.benchmarks.conftest import GENEROUS, served
 
@@ -118,6 +120,23 @@ def test_ctrl_c_keeps_what_there_is_and_says_so(url: str, tmp_path: Path) -> Non
     document = documents.read(out).document
     assert document["status"] == "interrupted"
     assert document["rounds"][0]["requests"]["num_ok"] > 0
+
+
+def test_ctrl_c_while_a_round_begins_keeps_those_before_it(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = serve.run_round
+
+    def run_round(plan: Plan, folder: Path, number: int, rate_per_s: float | None, watch: Watch) -> Round:
+        if number:
+            raise KeyboardInterrupt
+        return real(plan, folder, number, rate_per_s, watch)
+
+    monkeypatch.setattr(serve, "run_round", run_round)
+    arguments = ("--url", url, "--rate", "20", "--duration", "0.5s", "--rounds", "2", "--out", str(tmp_path))
+    assert bench("serve", *GENEROUS, *arguments) == 130
+    document = documents.read(tmp_path).document
+    assert (document["status"], len(document["rounds"])) == ("interrupted", 1)
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.runs import document as documents
+from benchmarks.runs import soak
 from benchmarks.runs.leak import slope_of
 from benchmarks.runs.soak import leaks
 from serving.cli import main
-from tests.benchmarks.conftest import GENEROUS
+from tests.benchmarks.conftest import GENEROUS, interrupted
 
 
 def noise(number: int, seed: int = 0) -> "np.ndarray[Any, np.dtype[np.float64]]":
@@ -75,6 +77,15 @@ def test_a_soak_watches_the_servers_processes(url: str, tmp_path: Path, capsys: 
     assert document["leaks"] == {}
     assert main([*arguments[:-1], str(tmp_path / "again")]) == 0
     assert "too short to say" in capsys.readouterr().out
+
+
+def test_ctrl_c_before_there_is_anything_is_an_interrupted_soak(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(soak, "run_round", interrupted)
+    load = ("--url", url, "--rate", "1", "--server-pid", str(os.getpid()))
+    assert main(["bench", "soak", *load, "--out", str(tmp_path)]) == 130
+    assert documents.read(tmp_path).document["status"] == "interrupted"
 
 
 def test_a_soak_without_a_process_to_look_at_is_refused(url: str, capsys: pytest.CaptureFixture[str]) -> None:
