@@ -6,7 +6,7 @@ that the server does not have is left out.
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, TypeVar
@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from benchmarks.runs.intervals import LEAST_BEYOND, draw_weights, interval
 from benchmarks.runs.summary import PERCENTILES
@@ -79,20 +80,19 @@ def read(text: str, model: str | None = None) -> Reading:
     buckets: dict[str, dict[Labels, Buckets]] = defaultdict(lambda: defaultdict(dict))
     usd_per_hour: dict[str, float] = defaultdict(float)
     ready: dict[str, float] = defaultdict(float)
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            if model not in (None, sample.labels.get("model") or sample.labels.get("model_name") or model):
-                continue
-            pool = sample.labels.get("pool", "")
-            labels = frozenset((name, value) for name, value in sample.labels.items() if name != "le")
-            if sample.name == _USD_PER_HOUR:
-                usd_per_hour[pool] += sample.value
-            elif sample.name == _REPLICAS:
-                ready[pool] += sample.value * (sample.labels.get("state") == "ready")
-            elif sample.name.endswith("_bucket"):
-                buckets[sample.name.removesuffix("_bucket")][labels][float(sample.labels["le"])] = sample.value
-            else:
-                values[sample.name][labels] = sample.value
+    for sample in _samples(text):
+        if model not in (None, sample.labels.get("model") or sample.labels.get("model_name") or model):
+            continue
+        pool = sample.labels.get("pool", "")
+        labels = frozenset((name, value) for name, value in sample.labels.items() if name != "le")
+        if sample.name == _USD_PER_HOUR:
+            usd_per_hour[pool] += sample.value
+        elif sample.name == _REPLICAS:
+            ready[pool] += sample.value * (sample.labels.get("state") == "ready")
+        elif sample.name.endswith("_bucket") and "le" in sample.labels:
+            buckets[sample.name.removesuffix("_bucket")][labels][float(sample.labels["le"])] = sample.value
+        else:
+            values[sample.name][labels] = sample.value
     histograms = [series for known in _HISTOGRAMS.values() for series in known if series in buckets]
     return Reading(
         gauges={name: fold(values[series].values()) for name, (series, fold) in _GAUGES.items() if values[series]},
@@ -102,6 +102,14 @@ def read(text: str, model: str | None = None) -> Reading:
         usd_per_hour=dict(usd_per_hour),
         ready_replicas=dict(ready),
     )
+
+
+def _samples(text: str) -> Iterator[Sample]:
+    try:
+        for family in text_string_to_metric_families(text):
+            yield from family.samples
+    except IndexError as error:  # the parser's, of a label without a name
+        raise ValueError(f"no Prometheus text: {error}") from error
 
 
 def continued(before: Reading, after: Reading) -> Reading:

@@ -4,10 +4,10 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self, TypeVar
-from urllib.error import URLError
 from urllib.request import urlopen
 
 from benchmarks import processes
@@ -47,8 +47,11 @@ class Source:
     def scrape(self) -> prometheus.Reading:
         """Raises OSError, ValueError."""
         assert self.metrics_url is not None
-        with urlopen(self.metrics_url, timeout=_TIMEOUT_S) as response:  # noqa: S310  (the operator's own URL)
-            return prometheus.read(response.read().decode(), self.model)
+        try:
+            with urlopen(self.metrics_url, timeout=_TIMEOUT_S) as response:  # noqa: S310  (the operator's own URL)
+                return prometheus.read(response.read().decode(), self.model)
+        except HTTPException as error:
+            raise OSError(f"no whole HTTP answer: {error!r}") from error
 
 
 @dataclass
@@ -87,7 +90,7 @@ class Watcher:
         if self.source.metrics_url is not None:
             try:
                 reading = self.source.scrape()
-            except (URLError, OSError, ValueError):
+            except (OSError, ValueError):
                 sample["is_metrics_lost"] = True
             else:
                 self._keep(sample["at_s"], reading)

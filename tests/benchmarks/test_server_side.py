@@ -4,7 +4,7 @@ import math
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from itertools import accumulate
 from types import SimpleNamespace
@@ -63,13 +63,20 @@ def server() -> Server:
     return Server()
 
 
+HEAD = b"HTTP/1.0 200 OK\r\n\r\n"
+
+
 @pytest.fixture
 def url(server: Server) -> Iterator[str]:
+    yield from listening(lambda: HEAD + server.text().encode())
+
+
+def listening(answer: Callable[[], bytes]) -> Iterator[str]:
+    """The address of a server that says this, HTTP or not."""
+
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(server.text().encode())
+            self.wfile.write(answer())
 
         def log_message(self, *_: object) -> None: ...
 
@@ -237,6 +244,35 @@ def test_a_source_that_is_none_says_what_to_do(url: str) -> None:
         Source("http://127.0.0.1:1/metrics").check()
     with pytest.raises(BenchError, match="no process"):
         Source(pid=2**22 + 1).check()
+
+
+@pytest.fixture(
+    params=[
+        b"SSH-2.0-OpenSSH_9.6\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\na 1\n",
+        HEAD + b"\xff",
+        HEAD + b"<html>",
+        HEAD + b'a{b="1", ="2"} 3\n',
+    ],
+    ids=["no HTTP", "not whole", "no text", "no Prometheus", "a label without a name"],
+)
+def broken_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    yield from listening(lambda: request.param)
+
+
+def test_a_source_that_answers_something_else_says_what_to_do(broken_url: str) -> None:
+    with pytest.raises(BenchError, match="admin port"):
+        Source(broken_url).check()
+
+
+def test_an_answer_that_breaks_is_a_look_without_metrics(broken_url: str) -> None:
+    with Watcher(Source(broken_url)) as watcher:
+        pass
+    assert [sample["is_metrics_lost"] for sample in watcher.timeline()] == [True, True]
+
+
+def test_a_metric_whose_name_ends_like_a_histograms_is_none() -> None:
+    assert prometheus.read("in_the_bucket 3\n").buckets == {}
 
 
 def test_gpus_are_read_where_nvml_is(monkeypatch: pytest.MonkeyPatch) -> None:
