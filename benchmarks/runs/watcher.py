@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from itertools import pairwise
@@ -130,9 +130,10 @@ class Watcher:
             if values:
                 found[f"{name}_mean"] = round(sum(values) / len(values), 4)
                 found[f"{name}_max"] = round(max(values), 4)
-        if self.source.pid is not None and span_s > 0.0:
+        cpu_s = [sample["cpu_s"] for sample in samples if "cpu_s" in sample]
+        if cpu_s and span_s > 0.0:
             # Less than before: a process has ended, and taken its time with it.
-            used_s = sum(max(0.0, after["cpu_s"] - before["cpu_s"]) for before, after in pairwise(samples))
+            used_s = sum(max(0.0, after - before) for before, after in pairwise(cpu_s))
             found["cpu_cores_mean"] = round(used_s / span_s, 3)
         if "gpu_power_w_mean" in found:
             found["gpu_energy_j"] = round(found["gpu_power_w_mean"] * span_s, 1)
@@ -150,16 +151,31 @@ def _since(begin_s: float, looks: Sequence[tuple[float, T]]) -> list[T]:
     return [seen for _, seen in looks[min(max(0, num_before - 1), len(looks) - 1) :]]
 
 
+def _num_entries(pid: int, folder: str) -> int:
+    return sum(1 for _ in Path(f"/proc/{pid}/{folder}").iterdir())
+
+
+_FIGURES: dict[str, Callable[[int], float]] = {
+    "cpu_s": processes.cpu_s,
+    "rss_mib": lambda pid: processes.rss_bytes(pid) / 2**20,
+    "num_fds": lambda pid: _num_entries(pid, "fd"),
+    "num_threads": lambda pid: _num_entries(pid, "task"),
+}
+
+
 def usage_of(pid: int) -> dict[str, float]:
-    """CPU time, memory, descriptors and threads of a process and all its descendants. Processes may end meanwhile."""
-    found = {"cpu_s": 0.0, "rss_mib": 0.0, "num_fds": 0.0, "num_threads": 0.0, "num_processes": 0.0}
+    """CPU time, memory, descriptors, threads and number of a process and all its descendants. Processes may end
+    meanwhile. Without what may not be read of one of them, such as descriptors of another user's."""
+    found = dict.fromkeys((*_FIGURES, "num_processes"), 0.0)
+    forbidden = set()
     for each in (pid, *processes.children([pid])):
-        try:
-            found["cpu_s"] += processes.cpu_s(each)
-            found["rss_mib"] += processes.rss_bytes(each) / 2**20
-            found["num_fds"] += sum(1 for _ in Path(f"/proc/{each}/fd").iterdir())
-            found["num_threads"] += sum(1 for _ in Path(f"/proc/{each}/task").iterdir())
+        for name, read in _FIGURES.items():
+            try:
+                found[name] += read(each)
+            except PermissionError:
+                forbidden.add(name)
+            except (FileNotFoundError, ProcessLookupError):
+                break
+        else:
             found["num_processes"] += 1
-        except (FileNotFoundError, ProcessLookupError, PermissionError):
-            continue
-    return found
+    return {name: value for name, value in found.items() if name not in forbidden}

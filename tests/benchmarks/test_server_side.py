@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from benchmarks.load.mistake import BenchError
 from benchmarks.runs import prometheus
 from benchmarks.runs.gpus import Gpus
-from benchmarks.runs.watcher import Source, Watcher, usage_of
+from benchmarks.runs.watcher import _FIGURES, Source, Watcher, usage_of
 
 
 class Server:
@@ -236,6 +236,17 @@ def test_a_process_is_measured_with_its_descendants() -> None:
     found = usage_of(os.getpid())
     assert found["num_processes"] >= 1
     assert found["num_fds"] >= 3
+
+
+def test_what_may_not_be_read_of_a_process_is_left_out_and_the_rest_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(_: int) -> float:
+        raise PermissionError
+
+    monkeypatch.setitem(_FIGURES, "num_fds", forbidden)
+    found = usage_of(os.getpid())
+    assert "num_fds" not in found
+    assert found["num_threads"] >= 1
+    assert found["num_processes"] >= 1
 
 
 def test_a_source_that_is_none_says_what_to_do(url: str) -> None:

@@ -62,6 +62,11 @@ def test_what_fills_in_the_beginning_is_no_leak_and_what_goes_on_is() -> None:
     assert [name for name, entry in leaks(timeline(num_fds=30.0)).items() if entry["is_leak"]] == ["num_fds"]
 
 
+def test_of_what_could_not_be_read_nothing_is_said() -> None:
+    found = leaks([{name: value for name, value in each.items() if name != "num_fds"} for each in timeline()])
+    assert list(found) == ["rss_mib", "num_threads", "num_processes"]
+
+
 def test_too_few_samples_say_nothing() -> None:
     assert leaks(timeline()[:20]) == {}
     assert leaks([{"at_s": 0.0}]) == {}
