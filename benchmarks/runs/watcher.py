@@ -68,7 +68,7 @@ class Watcher:
     _num_read: int = 0
 
     def __enter__(self) -> Self:
-        self._gpus = Gpus.find()
+        self._gpus = Gpus.find() if self.source.pid is not None else None  # those of the server's machine alone
         self._over = threading.Event()
         self._look()
         self._thread = threading.Thread(target=self._watch, daemon=True)

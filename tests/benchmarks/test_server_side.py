@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from itertools import accumulate
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Never
 
 import numpy as np
 import pytest
@@ -286,26 +286,50 @@ def test_a_metric_whose_name_ends_like_a_histograms_is_none() -> None:
     assert prometheus.read("in_the_bucket 3\n").buckets == {}
 
 
-def test_gpus_are_read_where_nvml_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    class NvmlError(Exception): ...
+class NvmlError(Exception): ...
 
-    def fail() -> None:
-        raise NvmlError
 
-    nvml = SimpleNamespace(
+def refuse(*_: object) -> Never:
+    raise NvmlError
+
+
+@pytest.fixture
+def nvml(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The binding, with two GPUs."""
+    found = SimpleNamespace(
         NVMLError=NvmlError, nvmlInit=lambda: None, nvmlDeviceGetCount=lambda: 2,
         nvmlDeviceGetHandleByIndex=lambda index: index, nvmlDeviceGetPowerUsage=lambda handle: 100_000 * (handle + 1),
         nvmlDeviceGetUtilizationRates=lambda handle: SimpleNamespace(gpu=50 * handle),
         nvmlDeviceGetMemoryInfo=lambda _: SimpleNamespace(used=2**30),
     )  # fmt: skip
-    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.setitem(sys.modules, "pynvml", found)
+    return found
+
+
+def test_gpus_are_read_where_nvml_is(nvml: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     gpus = Gpus.find()
     assert gpus is not None
     assert gpus.read() == {"gpu_power_w": 300.0, "gpu_utilisation": 0.25, "gpu_memory_gib": 2.0}
-    nvml.nvmlInit = fail
+    nvml.nvmlInit = refuse
     assert Gpus.find() is None
     monkeypatch.setitem(sys.modules, "pynvml", None)
     assert Gpus.find() is None
+
+
+def test_what_nvml_refuses_is_left_out(nvml: SimpleNamespace) -> None:
+    gpus = Gpus.find()
+    assert gpus is not None
+    nvml.nvmlDeviceGetUtilizationRates = refuse
+    assert gpus.read() == {"gpu_power_w": 300.0, "gpu_memory_gib": 2.0}
+
+
+@pytest.mark.parametrize(("pid", "is_seen"), [(None, False), (os.getpid(), True)])
+def test_gpus_of_this_machine_are_those_of_a_server_that_runs_on_it(
+    nvml: SimpleNamespace, pid: int | None, is_seen: bool
+) -> None:
+    with Watcher(Source(pid=pid)) as watcher:
+        pass
+    assert ["gpu_power_w" in sample for sample in watcher.samples] == [is_seen, is_seen]
 
 
 def test_cpu_time_of_a_process_that_ends_stays_counted(monkeypatch: pytest.MonkeyPatch) -> None:
