@@ -139,10 +139,16 @@ class Watcher:
             found["gpu_energy_j"] = round(found["gpu_power_w_mean"] * span_s, 1)
         return found
 
-    def usd_per_hour(self) -> dict[str, float]:
-        """Mean over the run by pool, as the server says it; empty when it does not."""
-        rows = [sample["usd_per_hour_by_pool"] for sample in self.samples if sample.get("usd_per_hour_by_pool")]
-        return {pool: sum(row.get(pool, 0.0) for row in rows) / len(rows) for row in rows[:1] for pool in row}
+    def usd_per_hour(self, begin_s: float, end_s: float) -> dict[str, float]:
+        """Mean from ``begin_s`` to ``end_s`` after ``started_s`` by pool, as the server says it; the last before where
+        it says nothing meanwhile, empty when it never does."""
+        said = [
+            (sample["at_s"] - self.started_s, sample["usd_per_hour_by_pool"])
+            for sample in self.samples
+            if sample.get("usd_per_hour_by_pool") and sample["at_s"] - self.started_s <= end_s
+        ]
+        rows = [row for at_s, row in said if at_s >= begin_s] or [row for _, row in said[-1:]]
+        return {pool: sum(row.get(pool, 0.0) for row in rows) / len(rows) for row in rows for pool in row}
 
 
 def _since(begin_s: float, looks: Sequence[tuple[float, T]]) -> list[T]:

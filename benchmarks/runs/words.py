@@ -162,6 +162,8 @@ def _rates(document: Mapping[str, Any]) -> str:
 
 def _cost(entry: Mapping[str, Any]) -> str:
     price, good = entry["usd_per_million_tokens"], entry["usd_per_million_tokens_at_slo"]
+    if entry["usd_per_hour"] is None:
+        return f"pool {entry['pool']}: what it cost is not known: {entry['basis']}"
     if price is None:
         return f"pool {entry['pool']}: no tokens for ${entry['usd_per_hour']:.2f}/h"
     at_slo = f"${good:.2f}" if good is not None else "no token"

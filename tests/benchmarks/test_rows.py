@@ -15,7 +15,7 @@ from benchmarks.runs.intervals import blocks_of, draw_weights, interval, resampl
 from benchmarks.runs.rows import Rows, read_rows
 from benchmarks.runs.slo import Slo, parse_slo
 from benchmarks.runs.summary import sample, summarise
-from benchmarks.runs.words import verdict
+from benchmarks.runs.words import _cost, verdict
 
 
 def row(at_s: float, **changed: Any) -> dict[str, Any]:
@@ -181,6 +181,14 @@ def test_tokens_of_what_was_not_whole_count_in_no_rate_and_earn_nothing(tmp_path
     (cost,) = cost_of(rows, Slo(), Prices({"cpu": 1.0}, {"cpu": 1}, Slo()), {})
     assert cost["num_tokens"] == 208
     assert Side([rows], is_closed=True).per_block("tokens").sum() == 8
+
+
+def test_what_a_pool_that_may_have_no_replica_cost_is_not_known_without_metrics(tmp_path: Path) -> None:
+    prices = Prices({"cpu": 0.5}, {"cpu": 0}, Slo())
+    (cost,) = cost_of(rows_of(tmp_path, [row(0.0)]), Slo(), prices, {})
+    assert [cost[name] for name in cost if name.startswith("usd")] == [None] * 4
+    assert "replicas.min of the config is 0" in cost["basis"]
+    assert "not known" in _cost(cost)
 
 
 def test_pools_are_priced_by_the_requests_that_each_served(tmp_path: Path) -> None:

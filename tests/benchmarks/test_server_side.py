@@ -214,6 +214,17 @@ def test_the_warm_up_is_not_in_what_the_server_says(server: Server, url: str) ->
     assert watcher.document(warmup_s=1.5)["engine_queue_ms"]["n"] == 2
 
 
+def test_what_pools_cost_before_and_after_the_measurement_is_not_its_cost(server: Server, url: str) -> None:
+    watcher = Watcher(Source(url))
+    watcher._gpus = None
+    for at_s, usd_per_hour in enumerate((9.0, 9.0, 1.0, 2.0, 3.0, 9.0)):
+        server.usd.labels("m", "cpu").set(usd_per_hour)
+        watcher._look()
+        watcher.samples[-1]["at_s"] = watcher.started_s + at_s
+    assert watcher.usd_per_hour(1.5, 4.5) == {"cpu": pytest.approx((1.0 + 2.0 + 3.0) / 3.0)}
+    assert watcher.usd_per_hour(2.1, 2.9) == {"cpu": 1.0}
+
+
 def test_another_models_series_do_not_count() -> None:
     text = 'ballast_usd_per_hour{model="a",pool="cpu"} 1\nballast_usd_per_hour{model="b",pool="cpu"} 2\n'
     assert prometheus.read(text, "b").usd_per_hour == {"cpu": 2.0}
@@ -228,7 +239,7 @@ def test_a_watcher_tells_the_runs_own_share(server: Server, url: str) -> None:
     assert (found["num_preemptions"], found["engine_queue_ms"]["n"]) == (4.0, 2)
     assert found["cpu_cores_mean"] >= 0.0
     assert found["rss_mib_max"] > 10.0
-    assert watcher.usd_per_hour() == {"cpu": 0.2}
+    assert watcher.usd_per_hour(0.0, math.inf) == {"cpu": 0.2}
     assert [row["ready_replicas"] for row in watcher.timeline()] == [2.0, 2.0]
 
 
