@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from benchmarks.load.mistake import BenchError
 from benchmarks.report.charts import knee_chart, server_chart, tails_chart, time_chart
 from benchmarks.report.series import series
-from benchmarks.runs.document import Document, Found
+from benchmarks.runs.document import Document, Found, check_writable
 from benchmarks.runs.rows import Rows, read_rows
 from benchmarks.runs.slo import Slo
 from benchmarks.runs.summary import PERCENTILES
@@ -51,10 +51,11 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere } details { margin: .6rem 0
 
 def write_report(found: Found) -> Path:
     """Write the page and its charts into the run's folder; returns the page. Raises BenchError for rows that are gone,
-    and for a run of a kind that has no page."""
+    for a run of a kind that has no page, and for a folder that cannot be written to."""
     document = found.document
     if "slo" not in document:
         raise BenchError(f"{found.folder}: a run of `bench {document['kind']}` has no page; it prints its table")
+    check_writable(found.folder, "copy the run to a folder of your own")
     slo = Slo(**{name: document["slo"][name] for name in ("ttft_s", "tpot_s", "e2e_s", "objective")})
     rounds = [
         read_rows(found.rows_of(number), document["load"]["warmup_s"]) for number in range(len(document["rounds"]))

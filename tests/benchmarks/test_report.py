@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip("matplotlib")  # the set of requirements/bench.txt; nothing that serves needs it
 
+from benchmarks.load.mistake import BenchError
 from benchmarks.report.charts import server_chart, with_cpu_cores
 from benchmarks.report.page import write_report
 from benchmarks.report.series import series
@@ -112,6 +113,12 @@ def test_a_server_that_says_nothing_has_no_panels() -> None:
     timeline = [{"at_s": float(at), "cpu_s": 0.5 * at, "running_requests": 1.0} for at in range(5)]
     assert server_chart(timeline) is not None
     assert [each.get("cpu_cores") for each in with_cpu_cores(timeline)] == [None, 0.5, 0.5, 0.5, 0.5]
+
+
+def test_a_folder_that_cannot_be_written_to_is_told(run: Path) -> None:
+    found = documents.Found(documents.read(run).document, Path("/proc/self"))  # where even root makes no file
+    with pytest.raises(BenchError, match=r"nothing can be written there.*copy the run"):
+        write_report(found)
 
 
 def test_a_run_that_is_none_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -180,6 +180,13 @@ def test_no_server_and_a_folder_in_use_are_told(url: str, tmp_path: Path, capsys
     assert "holds a run already" in capsys.readouterr().err
 
 
+def test_a_folder_that_cannot_be_written_to_is_told_before_the_run(
+    url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bench("serve", "--url", url, "--rate", "1", "--out", "/proc/self") == 2  # where even root makes no file
+    assert "/proc/self: nothing can be written there" in capsys.readouterr().err
+
+
 def test_help_lists_every_subject(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         bench("--help")
