@@ -66,6 +66,12 @@ def test_failed_cancelled_and_slow_ones_are_counted_apart(tmp_path: Path) -> Non
     assert (error["status"], error["number"], error["request_ids"]) == (503, 2, ["r", "r"])
 
 
+def test_errors_are_told_from_the_first_that_ended_to_the_last(tmp_path: Path) -> None:
+    ends_s = {0.0: 60.0, 1.0: 1.5, 2.0: 2.5}
+    (error,) = rows_of(tmp_path, [row(at_s, **FAILED | {"end_s": end_s}) for at_s, end_s in ends_s.items()]).errors
+    assert (error["first_s"], error["last_s"]) == (1.5, 60.0)
+
+
 def test_a_failed_request_misses_the_slo_and_one_hung_up_on_does_not_count(tmp_path: Path) -> None:
     rows = [row(0.1 * at) for at in range(18)]
     rows += [row(3.0, **FAILED), row(3.1, first_token_s=4.0), row(3.2, outcome="cancelled", first_token_s=9.0)]
