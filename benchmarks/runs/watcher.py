@@ -95,7 +95,8 @@ class Watcher:
             else:
                 self._keep(sample["at_s"], reading)
                 sample |= reading.gauges
-                sample["ready_replicas"] = sum(reading.ready_replicas.values())
+                if reading.ready_replicas:
+                    sample["ready_replicas"] = sum(reading.ready_replicas.values())
                 sample["usd_per_hour_by_pool"] = dict(reading.usd_per_hour)
         if self.source.pid is not None:
             sample |= usage_of(self.source.pid)

@@ -243,6 +243,14 @@ def test_a_watcher_tells_the_runs_own_share(server: Server, url: str) -> None:
     assert [row["ready_replicas"] for row in watcher.timeline()] == [2.0, 2.0]
 
 
+def test_a_server_that_does_not_count_its_replicas_has_not_none_of_them() -> None:
+    for url in listening(lambda: HEAD + b"vllm:num_requests_running 3\n"):
+        with Watcher(Source(url)) as watcher:
+            pass
+    assert [sample["running_requests"] for sample in watcher.samples] == [3.0, 3.0]
+    assert not any("ready_replicas" in sample for sample in watcher.samples)
+
+
 def test_a_process_is_measured_with_its_descendants() -> None:
     found = usage_of(os.getpid())
     assert found["num_processes"] >= 1
