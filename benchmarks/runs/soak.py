@@ -106,18 +106,18 @@ def leaks(timeline: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _print(document: documents.Document, path: str) -> None:
     console = words.terminal()
     console.print(words.render(document["rounds"][0]))
-    grown = [name for name, entry in document["leaks"].items() if entry["is_leak"]]
+    labels = {name: label for name, (label, _) in words.GROWTH_LABELS.items()}
+    grown = [labels[name] for name, entry in document["leaks"].items() if entry["is_leak"]]
     if not document["leaks"]:
         console.print(Text("too short to say whether anything grows: a quarter of an hour at least", style="yellow"))
     else:
         said = f"GROWS: {', '.join(grown)}" if grown else "nothing grows"
         console.print(Text(said, style="bold red" if grown else "bold green"))
-        table = Table("", "level", "per hour", "95 % interval", box=None, pad_edge=False, padding=(0, 2))
-        for name, entry in document["leaks"].items():
-            low, high = entry["ci95_per_hour"]
-            table.add_row(name, f"{entry['level']:.1f}", f"{entry['per_hour']:+.2f}", f"{low:+.2f} to {high:+.2f}")
+        table = Table(*words.GROWTH_HEADER, box=None, pad_edge=False, padding=(0, 2))
+        for row in words.growth_rows(document["leaks"]):
+            table.add_row(*row)
         console.print(table)
-        if unread := [name for name in LEAST_GROWTH_PER_HOUR if name not in document["leaks"]]:
+        if unread := [label for name, label in labels.items() if name not in document["leaks"]]:
             why = "may not be read here; measure as the server's user"
             console.print(Text(f"not known of {', '.join(unread)}: {why}", style="yellow"))
     console.print(f"Written to {path}", style="dim")

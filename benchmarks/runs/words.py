@@ -92,6 +92,23 @@ def mark_rows(marks: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
         )  # fmt: skip
 
 
+GROWTH_HEADER = ("", "unit", "level", "per hour", "95 % interval", "")
+GROWTH_LABELS = {
+    "rss_mib": ("memory", "MiB"), "num_fds": ("descriptors", "number"), "num_threads": ("threads", "number"),
+    "num_processes": ("processes", "number"),
+}  # fmt: skip
+
+
+def growth_rows(leaks: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
+    """A row of cells under ``GROWTH_HEADER`` for each of what a soak has looked at."""
+    for name, entry in leaks.items():
+        low, high = entry["ci95_per_hour"]
+        yield (
+            *GROWTH_LABELS[name], f"{entry['level']:.1f}", f"{entry['per_hour']:+.2f}", f"{low:+.2f} to {high:+.2f}",
+            "grows" if entry["is_leak"] else "",
+        )  # fmt: skip
+
+
 def _share(value: float | None) -> str:
     return "–" if value is None else f"{value:.1%}"
 

@@ -66,6 +66,7 @@ def test_marks_cost_and_leaks_are_shown_where_there_are_any(run: Path) -> None:
     text = write_report(found).read_text()
     assert "<h2>Cost</h2>" in text
     assert "<h2>Growth</h2>" in text
+    assert '<td>memory</td><td class="words">MiB</td><td>1.0</td><td>+9.00</td>' in text
 
 
 def test_an_interrupted_run_says_so_first(run: Path) -> None:

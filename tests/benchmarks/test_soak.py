@@ -12,6 +12,7 @@ from benchmarks.runs import document as documents
 from benchmarks.runs import soak
 from benchmarks.runs.leak import slope_of
 from benchmarks.runs.soak import leaks
+from benchmarks.runs.words import growth_rows
 from serving.cli import main
 from tests.benchmarks.conftest import GENEROUS, interrupted
 
@@ -65,6 +66,12 @@ def test_what_fills_in_the_beginning_is_no_leak_and_what_goes_on_is() -> None:
 def test_of_what_could_not_be_read_nothing_is_said() -> None:
     found = leaks([{name: value for name, value in each.items() if name != "num_fds"} for each in timeline()])
     assert list(found) == ["rss_mib", "num_threads", "num_processes"]
+
+
+def test_growth_has_a_unit_and_says_what_grows() -> None:
+    found = {label: (unit, grows) for label, unit, *_, grows in growth_rows(leaks(timeline(num_fds=30.0)))}
+    assert found["memory"] == ("MiB", "")
+    assert found["descriptors"] == ("number", "grows")
 
 
 def test_too_few_samples_say_nothing() -> None:
