@@ -16,16 +16,18 @@ from matplotlib.figure import Figure
 from benchmarks.load.mistake import BenchError
 from benchmarks.report.charts import knee_chart, server_chart, tails_chart, time_chart
 from benchmarks.report.series import series
-from benchmarks.runs.document import Document, Found
+from benchmarks.runs.document import Document, Found, check_writable
 from benchmarks.runs.rows import Rows, read_rows
 from benchmarks.runs.slo import Slo
 from benchmarks.runs.summary import PERCENTILES
 from benchmarks.runs.sweep import sentence
 from benchmarks.runs.words import (
+    GROWTH_HEADER,
     LABELS,
     MARK_HEADER,
     SERVER_LABELS,
     chaos_verdict,
+    growth_rows,
     mark_rows,
     server_label,
     share_interval,
@@ -51,10 +53,11 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere } details { margin: .6rem 0
 
 def write_report(found: Found) -> Path:
     """Write the page and its charts into the run's folder; returns the page. Raises BenchError for rows that are gone,
-    and for a run of a kind that has no page."""
+    for a run of a kind that has no page, and for a folder that cannot be written to."""
     document = found.document
     if "slo" not in document:
         raise BenchError(f"{found.folder}: a run of `bench {document['kind']}` has no page; it prints its table")
+    check_writable(found.folder, "copy the run to a folder of your own")
     slo = Slo(**{name: document["slo"][name] for name in ("ttft_s", "tpot_s", "e2e_s", "objective")})
     rounds = [
         read_rows(found.rows_of(number), document["load"]["warmup_s"]) for number in range(len(document["rounds"]))
@@ -250,12 +253,8 @@ def _server_tables(document: Document) -> str:
 
 
 def _leaks(document: Document) -> str:
-    rows = [
-        [html.escape(name), f"{entry['level']:.1f}", f"{entry['per_hour']:+.2f}",
-         f"{entry['ci95_per_hour'][0]:+.2f} to {entry['ci95_per_hour'][1]:+.2f}", "grows" if entry["is_leak"] else ""]
-        for name, entry in document.get("leaks", {}).items()
-    ]  # fmt: skip
-    return "<h2>Growth</h2>" + _table(("", "level", "per hour", "95 % interval", ""), rows) if rows else ""
+    rows = list(growth_rows(document.get("leaks", {})))
+    return "<h2>Growth</h2>" + _table(GROWTH_HEADER, rows, {1}) if rows else ""
 
 
 def _cost(document: Document) -> str:
@@ -290,7 +289,8 @@ def _making(document: Document) -> str:
             "num_workers", "dispatch_delay_p50_ms", "dispatch_delay_p99_ms", "loop_lag_p99_ms", "cpu_share"))]
         for each in document["rounds"]
     ]  # fmt: skip
-    header = ("round", "workers", "dispatch delay p50 ms", "p99 ms", "loop lag p99 ms", "busiest worker's CPU")
+    header = ("round", "workers", "dispatch delay p50 ms", "p99 ms", "loop lag p99 ms",
+              "busiest worker's CPU (share of a core)")  # fmt: skip
     kept = {name: document[name] for name in document if name not in ("rounds", "discarded_rounds", "sweep", "leaks")}
     files = [name for each in document["rounds"] for name in each["files"]]
     links = ", ".join(f'<a href="{html.escape(name)}">{html.escape(name)}</a>' for name in ("run.json", *files))

@@ -28,7 +28,7 @@ class Series:
 
 def series(rows: Rows, slo: Slo) -> Series:
     """At most ``MOST_SLICES`` slices of at least a quarter of a second, and of a few requests each."""
-    begin_s, end_s = rows.span_s
+    begin_s, end_s = rows.intended_s[0], rows.end_s.max()
     number = int(np.clip(min((end_s - begin_s) / 0.25, len(rows) / _LEAST_REQUESTS), 1, MOST_SLICES))
     edges = np.linspace(begin_s, np.nextafter(end_s, np.inf), number + 1)
     width_s = edges[1] - edges[0]

@@ -38,7 +38,7 @@ from benchmarks.runs.options import (
 )
 from benchmarks.runs.recovery import effects
 from benchmarks.runs.round import Round, run_round
-from benchmarks.runs.serve import INTERRUPTED_EXIT_CODE, start_document, write_out
+from benchmarks.runs.serve import INTERRUPTED_EXIT_CODE, finish, start_document, write_out
 from benchmarks.server import Server
 
 NOT_RECOVERED_EXIT_CODE = 1
@@ -81,16 +81,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         site.check(fault)
     folder = documents.new_folder("chaos", options.out)
     document = start_document("chaos", given, plan)
-    with View("chaos", span_s(options)) as view:
-        tell = (lambda _: None) if options.json else view.say
-        with Saboteur(site, options.faults, tell) as saboteur:
+    try:
+        with View("chaos", span_s(options)) as view:
+            tell = (lambda _: None) if options.json else view.say
+            with Saboteur(site, options.faults, tell) as saboteur:
 
-            def watch(live: Live) -> None:
-                saboteur.begin(live.started_s)
-                if not options.json:
-                    view(live)
+                def watch(live: Live) -> None:
+                    saboteur.begin(live.started_s)
+                    if not options.json:
+                        view(live)
 
-            found = run_round(plan, folder, 0, options.rate, watch)
+                found = run_round(plan, folder, 0, options.rate, watch)
+    except KeyboardInterrupt:
+        return finish(document, folder, plan, interrupted=True)
     document["rounds"].append(found.document)
     found.document["marks"] = marks_of(found, saboteur.marks, plan)
     document["chaos"] = judge(found.document["marks"], options.max_recovery)
@@ -134,8 +137,8 @@ def marks_of(found: Round, marks: Sequence[Mark], plan: Plan) -> list[dict[str, 
     """The marks of what has happened with their effects, then those of what has not."""
     happened = [mark for mark in marks if mark.at_s is not None]
     happened.sort(key=lambda mark: mark.at_s or 0.0)
-    seen = effects(found.rows, plan.slo, [mark.at_s or 0.0 for mark in happened]) if len(found.rows) else []
-    described = [{**mark.document, **effect.document} for mark, effect in zip(happened, seen, strict=False)]
+    seen = effects(found.rows, plan.slo, [mark.at_s or 0.0 for mark in happened])
+    described = [{**mark.document, **effect.document} for mark, effect in zip(happened, seen, strict=True)]
     for each in described:
         if each["done_s"] is None and each["error"] is None:
             each["not_recovered_because"] = "it was still being done when the run ended; a longer --duration shows more"

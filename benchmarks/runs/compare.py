@@ -76,16 +76,18 @@ class Side:
         return Sample(values, np.concatenate(blocks), NUM_BLOCKS * len(samples))
 
     def per_block(self, what: str) -> NDArray[np.float64]:
-        """Sums by block: ``tokens``, ``failed`` or ``counted`` requests."""
+        """Sums by block: ``tokens`` of whole answers, ``failed`` or ``counted`` requests."""
         found = []
         for rows in self.rounds:
-            values = {"tokens": rows.output_tokens, "failed": rows.counts & ~rows.is_ok, "counted": rows.counts}[what]
+            ok = rows.is_ok
+            values = {"tokens": rows.output_tokens * ok, "failed": rows.counts & ~ok, "counted": rows.counts}[what]
             found.append(np.bincount(blocks_of(rows.intended_s), weights=values.astype(float), minlength=NUM_BLOCKS))
         return np.concatenate(found)
 
     @property
     def span_s(self) -> float:
-        return sum(rows.span_s[1] - rows.span_s[0] for rows in self.rounds)
+        """Not 0, even where all were intended at one moment and failed."""
+        return max(sum(rows.span_s[1] - rows.span_s[0] for rows in self.rounds), 1e-9)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +104,8 @@ class Metric:
 
 
 def compare(a: Side, b: Side, tolerance: Tolerance, seed: int = 0) -> list[Metric]:
-    """Every metric that both sides have enough values for. Raises BenchError when there is none."""
+    """Every metric that both sides have enough values for, the share that failed last. Raises BenchError when there is
+    none but that share, and it is no other one: few requests say nothing."""
     rng = np.random.default_rng(seed)
     weights_a, weights_b = a.weights(rng), b.weights(rng)
     rows: list[tuple[str, tuple[float, NDArray[np.float64]], tuple[float, NDArray[np.float64]]]] = []
@@ -115,11 +118,12 @@ def compare(a: Side, b: Side, tolerance: Tolerance, seed: int = 0) -> list[Metri
     if a.is_closed:
         rows.append(("output_tokens_per_s", _rate(a, weights_a), _rate(b, weights_b)))
     level = 1.0 - _OVERALL_ERROR / (len(rows) + 1)
+    failed = _difference(_failed(a, weights_a), _failed(b, weights_b), level, tolerance.failed_share)
     found = [_ratio(name, ours, theirs, level, tolerance.ratio) for name, ours, theirs in rows]
     found = [metric for metric in found if not np.isnan(metric.low)]
-    if not found:
+    if not found and failed.judgement not in ("worse", "better"):
         raise BenchError("too few requests were answered, or in too few moments, to tell anything; measure for longer")
-    return [*found, _difference(_failed(a, weights_a), _failed(b, weights_b), level, tolerance.failed_share)]
+    return [*found, failed]
 
 
 def quantile(found: Sample, share: float, weights: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
@@ -130,9 +134,10 @@ def quantile(found: Sample, share: float, weights: NDArray[np.float64]) -> tuple
 
 
 def _rate(side: Side, weights: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-    """Output tokens per second."""
+    """Output tokens per second; NaN of a resample that drew no request."""
     tokens, span_s = side.per_block("tokens"), side.span_s
-    return float(tokens.sum()) / span_s, (weights @ tokens) / span_s
+    drawn = weights @ side.per_block("counted")
+    return float(tokens.sum()) / span_s, np.where(drawn > 0.0, (weights @ tokens) / span_s, np.nan)
 
 
 def _failed(side: Side, weights: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
@@ -149,9 +154,10 @@ def _ratio(
     level: float,
     tolerance: float,
 ) -> Metric:
-    low, high = interval(b[1] / np.maximum(a[1], 1e-9), level)
+    low, high = interval(np.divide(b[1], a[1], out=np.full_like(b[1], np.nan), where=a[1] > 0.0), level)
     # Seen so that more is worse, whatever the metric.
-    worse_low, worse_high = (1.0 / high, 1.0 / max(low, 1e-9)) if name.endswith("_per_s") else (low, high)
+    is_rate = name.endswith("_per_s")
+    worse_low, worse_high = (1.0 / max(high, 1e-9), 1.0 / max(low, 1e-9)) if is_rate else (low, high)
     bound = 1.0 + tolerance
     return Metric(
         name, a[0], b[0], b[0] / max(a[0], 1e-9), low, high, _judge(worse_low, worse_high, 1.0 / bound, bound)

@@ -40,7 +40,8 @@ def prices_of(config: Config, model: str) -> Prices | None:
 
 def cost_of(rows: Rows, slo: Slo, prices: Prices, scraped_usd_per_hour: Mapping[str, float]) -> list[dict[str, Any]]:
     """One JSON object per pool. ``scraped_usd_per_hour``: what the server said the pools cost while it ran; without it
-    the config's least number of replicas is taken to have run, which the object says."""
+    the config's least number of replicas is taken to have run, which the object says. Of a pool that may have none,
+    nothing is known then (null)."""
     begin_s, end_s = rows.span_s
     met = slo.is_met(rows)
     tokens = rows.prompt_tokens + rows.output_tokens
@@ -48,17 +49,22 @@ def cost_of(rows: Rows, slo: Slo, prices: Prices, scraped_usd_per_hour: Mapping[
     of_pool = rows.pool if len(prices.usd_per_hour) > 1 else np.full(len(rows), next(iter(prices.usd_per_hour)))
     found = []
     for pool, price in prices.usd_per_hour.items():
-        is_scraped = pool in scraped_usd_per_hour
-        usd_per_hour = scraped_usd_per_hour[pool] if is_scraped else price * prices.min_replicas[pool]
-        usd = usd_per_hour * (end_s - begin_s) / _S_PER_HOUR
-        here = of_pool == pool
+        usd_per_hour: float | None
+        if pool in scraped_usd_per_hour:
+            usd_per_hour, basis = scraped_usd_per_hour[pool], "as the server said"
+        elif prices.min_replicas[pool]:
+            usd_per_hour, basis = price * prices.min_replicas[pool], "replicas.min of the config"
+        else:
+            usd_per_hour, basis = None, "replicas.min of the config is 0, and the server did not say"
+        usd = None if usd_per_hour is None else usd_per_hour * (end_s - begin_s) / _S_PER_HOUR
+        here = (of_pool == pool) & rows.is_ok
         all_tokens, good_tokens = int(tokens[here].sum()), int(tokens[here & met].sum())
         found.append(
             {
                 "pool": pool,
-                "usd_per_hour": round(usd_per_hour, 6),
-                "basis": "as the server said" if is_scraped else "replicas.min of the config",
-                "usd": round(usd, 9),
+                "usd_per_hour": _rounded(usd_per_hour, 6),
+                "basis": basis,
+                "usd": _rounded(usd, 9),
                 "num_tokens": all_tokens,
                 "num_tokens_in_slo": good_tokens,
                 "usd_per_million_tokens": _per_million(usd, all_tokens),
@@ -68,5 +74,9 @@ def cost_of(rows: Rows, slo: Slo, prices: Prices, scraped_usd_per_hour: Mapping[
     return found
 
 
-def _per_million(usd: float, num_tokens: int) -> float | None:
-    return round(1e6 * usd / num_tokens, 4) if num_tokens else None
+def _rounded(usd: float | None, digits: int) -> float | None:
+    return None if usd is None else round(usd, digits)
+
+
+def _per_million(usd: float | None, num_tokens: int) -> float | None:
+    return round(1e6 * usd / num_tokens, 4) if usd is not None and num_tokens else None

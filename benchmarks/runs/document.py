@@ -7,6 +7,7 @@ import datetime
 import json
 import shlex
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,16 +23,26 @@ Document = dict[str, Any]
 
 
 def new_folder(kind: str, wanted: Path | None) -> Path:
-    """The run's folder, made. Raises BenchError when it holds a run already, or cannot be made."""
+    """The run's folder, made. Raises BenchError when it holds a run already, or cannot be made or written to."""
     stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
     folder = wanted or Path("results") / "bench" / f"{kind}-{stamp}"
-    if (folder / NAME).exists():
-        raise BenchError(f"{folder} holds a run already; name another folder with --out, or remove it")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BenchError(f"{folder}: {error.strerror}; name another folder with --out") from error
+    check_writable(folder, "name another folder with --out")
+    if (folder / NAME).exists():
+        raise BenchError(f"{folder} holds a run already; name another folder with --out, or remove it")
     return folder
+
+
+def check_writable(folder: Path, what_to_do: str) -> None:
+    """Raises BenchError when no file can be made in an existing folder."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise BenchError(f"{folder}: nothing can be written there ({error.strerror}); {what_to_do}") from error
 
 
 def head(kind: str, arguments: Sequence[str]) -> Document:

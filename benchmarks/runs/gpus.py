@@ -1,6 +1,8 @@
 """GPU use and power through NVML, where the CUDA set has installed its Python binding (`nvidia-ml-py`) and a GPU is."""
 
+import contextlib
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -29,11 +31,16 @@ class Gpus:
         return cls(nvml, handles) if handles else None
 
     def read(self) -> dict[str, float]:
-        """Power of all together, mean utilisation, and memory in use of all together."""
-        nvml = self.nvml
-        return {
-            "gpu_power_w": sum(nvml.nvmlDeviceGetPowerUsage(handle) for handle in self.handles) / _MW_PER_W,
-            "gpu_utilisation": sum(nvml.nvmlDeviceGetUtilizationRates(handle).gpu for handle in self.handles)
-            / (100.0 * len(self.handles)),
-            "gpu_memory_gib": sum(nvml.nvmlDeviceGetMemoryInfo(handle).used for handle in self.handles) / 2**30,
+        """Power of all together, mean utilisation, and memory in use of all together; without what NVML does not say
+        of one of them, as of the utilisation of a GPU that is divided (MIG)."""
+        nvml, whole = self.nvml, 100.0 * len(self.handles)
+        figures: dict[str, Callable[[Any], float]] = {
+            "gpu_power_w": lambda handle: nvml.nvmlDeviceGetPowerUsage(handle) / _MW_PER_W,
+            "gpu_utilisation": lambda handle: nvml.nvmlDeviceGetUtilizationRates(handle).gpu / whole,
+            "gpu_memory_gib": lambda handle: nvml.nvmlDeviceGetMemoryInfo(handle).used / 2**30,
         }
+        found = {}
+        for name, read in figures.items():
+            with contextlib.suppress(nvml.NVMLError):
+                found[name] = sum(map(read, self.handles))
+        return found

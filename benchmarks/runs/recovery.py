@@ -18,14 +18,14 @@ from benchmarks.runs.rows import Rows
 from benchmarks.runs.slo import Slo
 
 LEAST_REQUESTS = 5
-"""Before a mark, to have something to compare with; and after its recovery, to believe in it."""
+"""Before a mark and after it, to have something to compare; and after its recovery, to believe in it."""
 _MS_PER_S = 1e3
 
 
 @dataclass(frozen=True, slots=True)
 class Effect:
     """What one mark did. ``recovery_s``: from the mark until the last request of the disturbance was intended, 0 where
-    nothing more was missed than before; None: not before the next mark or the run's end, or nothing to compare with."""
+    nothing more was missed than before; None: not before the next mark or the run's end, or nothing to compare."""
 
     recovery_s: float | None
     why_unknown: str | None
@@ -71,10 +71,12 @@ def _recovered(
     """When the excess of misses was highest, or why that cannot be said."""
     if len(missed_before) < LEAST_REQUESTS:
         return np.nan, "too few requests before it to compare with"
+    if len(missed) < LEAST_REQUESTS:
+        return np.nan, "too few requests after it to tell"
     # Of few, none missed is no proof of a share of 0: half a miss is added (Jeffreys' prior).
     share = (missed_before.sum() + 0.5) / (len(missed_before) + 1.0)
     excess = np.cumsum(missed - share)
-    if not len(excess) or excess.max() <= 0.0:
+    if excess.max() <= 0.0:
         return -np.inf, None
     last = int(np.argmax(excess))
     if len(excess) - 1 - last < LEAST_REQUESTS:

@@ -68,7 +68,7 @@ def run_round(plan: Plan, folder: Path, number: int, rate_per_s: float | None, w
     if (energy_j := document["server"].get("gpu_energy_j")) and rows.output_tokens.any():
         document["server"]["gpu_energy_j_per_output_token"] = round(energy_j / int(rows.output_tokens.sum()), 4)
     if plan.prices is not None and len(rows):
-        document["cost"] = cost_of(rows, plan.slo, plan.prices, watcher.usd_per_hour())
+        document["cost"] = cost_of(rows, plan.slo, plan.prices, watcher.usd_per_hour(*rows.span_s))
     return Round(document, rows, complaint, sent.is_interrupted)
 
 

@@ -88,8 +88,9 @@ class Rows:
 
     @property
     def span_s(self) -> tuple[float, float]:
-        """From the first intended start to the last end."""
-        return float(self.intended_s[0]), float(self.end_s.max())
+        """What rates and costs are taken over: from the first intended start to the last end of a whole answer, at
+        least to the last intended start. One that hangs until its timeout does not make the others fewer."""
+        return float(self.intended_s[0]), float(self.end_s[self.is_ok].max(initial=self.intended_s[-1]))
 
 
 def read_rows(paths: Iterable[Path], after_s: float = 0.0) -> Rows:
@@ -128,10 +129,12 @@ def _errors(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
             continue
         entry = found.setdefault(
             (row["status"], row["error"]),
-            {"status": row["status"], "error": row["error"], "number": 0, "first_s": row["end_s"], "request_ids": []},
-        )
+            {"status": row["status"], "error": row["error"], "number": 0, "first_s": row["end_s"],
+             "last_s": row["end_s"], "request_ids": []},
+        )  # fmt: skip
         entry["number"] += 1
-        entry["last_s"] = row["end_s"]
+        # Rows are in the order of their starts.
+        entry["first_s"], entry["last_s"] = min(entry["first_s"], row["end_s"]), max(entry["last_s"], row["end_s"])
         if row["request_id"] and len(entry["request_ids"]) < _MOST_EXAMPLES:
             entry["request_ids"].append(row["request_id"])
     return sorted(found.values(), key=lambda entry: -entry["number"])

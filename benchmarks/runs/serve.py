@@ -43,15 +43,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     document = start_document("serve", given, plan)
     title = _title(options)
     interrupted = False
-    with View(title, span_s(options)) as view:
-        for number in range(options.rounds):
-            view.retitle(f"{title}, round {number + 1} of {options.rounds}" if options.rounds > 1 else title)
-            found = run_round(plan, folder, number, options.rate, quiet if options.json else view)
-            document["rounds"].append(found.document)
-            interrupted = found.is_interrupted
-            documents.write(folder, document)
-            if interrupted:
-                break
+    try:
+        with View(title, span_s(options)) as view:
+            for number in range(options.rounds):
+                view.retitle(f"{title}, round {number + 1} of {options.rounds}" if options.rounds > 1 else title)
+                found = run_round(plan, folder, number, options.rate, quiet if options.json else view)
+                document["rounds"].append(found.document)
+                interrupted = found.is_interrupted
+                documents.write(folder, document)
+                if interrupted:
+                    break
+    except KeyboardInterrupt:  # before a round's first request could leave, or after its last: that round is lost
+        interrupted = True
     return finish(document, folder, plan, interrupted)
 
 

@@ -17,7 +17,7 @@ from benchmarks.runs.leak import slope_of
 from benchmarks.runs.live import View, quiet
 from benchmarks.runs.options import add_load, add_outcome, add_target, add_workload, check_load, make_plan
 from benchmarks.runs.round import run_round
-from benchmarks.runs.serve import INTERRUPTED_EXIT_CODE, start_document, write_out
+from benchmarks.runs.serve import INTERRUPTED_EXIT_CODE, finish, start_document, write_out
 
 LEAK_EXIT_CODE = 1
 LEAST_GROWTH_PER_HOUR = {"rss_mib": 16.0, "num_fds": 10.0, "num_threads": 4.0, "num_processes": 1.0}
@@ -55,8 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise BenchError("a soak looks at the server's processes: name one with --server-pid, or its --config")
     folder = documents.new_folder("soak", options.out)
     document = start_document("soak", given, plan)
-    with View("soak", options.warmup + options.duration) as view:
-        found = run_round(plan, folder, 0, options.rate, quiet if options.json else view)
+    try:
+        with View("soak", options.warmup + options.duration) as view:
+            found = run_round(plan, folder, 0, options.rate, quiet if options.json else view)
+    except KeyboardInterrupt:
+        return finish(document, folder, plan, interrupted=True)
     document["rounds"].append(found.document)
     document["leaks"] = leaks(found.document["timeline"])
     stopped = "interrupted" if found.is_interrupted else None
@@ -75,8 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def leaks(timeline: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """By what is counted: growth per hour with its interval, and whether it is a leak; empty of too short a time."""
-    samples = [sample for sample in timeline if "rss_mib" in sample]
+    """By what is counted: growth per hour with its interval, and whether it is a leak; without what could not be read,
+    and empty of too short a time."""
+    samples = [sample for sample in timeline if "num_processes" in sample]
     if not samples:
         return {}
     begin_s, end_s = samples[0]["at_s"], samples[-1]["at_s"]
@@ -86,7 +90,8 @@ def leaks(timeline: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     found = {}
     for name, least in LEAST_GROWTH_PER_HOUR.items():
         rng = np.random.default_rng(0)
-        slope = slope_of([sample["at_s"] for sample in settled], [sample[name] for sample in settled], rng)
+        known = [sample for sample in settled if name in sample]
+        slope = slope_of([sample["at_s"] for sample in known], [sample[name] for sample in known], rng)
         if slope is not None:
             found[name] = {
                 "per_hour": round(slope.per_hour, 3),
@@ -101,15 +106,18 @@ def leaks(timeline: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _print(document: documents.Document, path: str) -> None:
     console = words.terminal()
     console.print(words.render(document["rounds"][0]))
-    grown = [name for name, entry in document["leaks"].items() if entry["is_leak"]]
+    labels = {name: label for name, (label, _) in words.GROWTH_LABELS.items()}
+    grown = [labels[name] for name, entry in document["leaks"].items() if entry["is_leak"]]
     if not document["leaks"]:
         console.print(Text("too short to say whether anything grows: a quarter of an hour at least", style="yellow"))
     else:
         said = f"GROWS: {', '.join(grown)}" if grown else "nothing grows"
         console.print(Text(said, style="bold red" if grown else "bold green"))
-        table = Table("", "level", "per hour", "95 % interval", box=None, pad_edge=False, padding=(0, 2))
-        for name, entry in document["leaks"].items():
-            low, high = entry["ci95_per_hour"]
-            table.add_row(name, f"{entry['level']:.1f}", f"{entry['per_hour']:+.2f}", f"{low:+.2f} to {high:+.2f}")
+        table = Table(*words.GROWTH_HEADER, box=None, pad_edge=False, padding=(0, 2))
+        for row in words.growth_rows(document["leaks"]):
+            table.add_row(*row)
         console.print(table)
+        if unread := [label for name, label in labels.items() if name not in document["leaks"]]:
+            why = "may not be read here; measure as the server's user"
+            console.print(Text(f"not known of {', '.join(unread)}: {why}", style="yellow"))
     console.print(f"Written to {path}", style="dim")

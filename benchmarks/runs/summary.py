@@ -27,6 +27,7 @@ from benchmarks.runs.slo import Slo
 PERCENTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p99.9": 0.999}
 LATENCIES = ("ttft", "itl", "tpot", "e2e", "ttft_service", "e2e_service", "client_queue")
 _US_PER_S = 1e6
+_Z95 = 1.96
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,7 @@ def _throughput(rows: Rows) -> dict[str, float]:
         else 0.0,
         "requests_per_s": round(ok.sum() / span_s, 4),
         "prompt_tokens_per_s": round(float(rows.prompt_tokens[ok].sum()) / span_s, 3),
-        "output_tokens_per_s": round(float(rows.output_tokens.sum()) / span_s, 3),
+        "output_tokens_per_s": round(float(rows.output_tokens[ok].sum()) / span_s, 3),
         "prompt_tokens_mean": round(float(rows.prompt_tokens[ok].mean()), 2) if ok.any() else 0.0,
         "output_tokens_mean": round(float(rows.output_tokens[ok].mean()), 2) if ok.any() else 0.0,
         "cached_prompt_share": round(float(rows.cached_tokens.sum() / max(1, rows.prompt_tokens.sum())), 4),
@@ -133,6 +134,16 @@ def share_in_slo(rows: Rows, slo: Slo, weights: NDArray[np.float64]) -> tuple[fl
     return float(met.sum() / number.sum()), np.where(drawn > 0.0, (weights @ met) / np.maximum(drawn, 1.0), np.nan)
 
 
+def _share_interval(share: float, number: int, drawn: NDArray[np.float64]) -> list[float | None] | None:
+    """Of ``share`` of ``number`` requests. Where all or none are in it every resample says the same, however few they
+    are: then it is Wilson's (1927)."""
+    low, high = interval(drawn)
+    if not np.isnan(low) and share in (0.0, 1.0):
+        beyond = _Z95**2 / (number + _Z95**2)
+        low, high = (1.0 - beyond, 1.0) if share else (0.0, beyond)
+    return _known([None if np.isnan(bound) else round(bound, 5) for bound in (low, high)])
+
+
 def _goodput(rows: Rows, slo: Slo, weights: NDArray[np.float64]) -> dict[str, Any]:
     begin_s, end_s = rows.span_s
     span_s = max(end_s - begin_s, 1e-9)
@@ -141,7 +152,7 @@ def _goodput(rows: Rows, slo: Slo, weights: NDArray[np.float64]) -> dict[str, An
     is_known = not np.isnan(share)
     return {
         "share_in_slo": round(share, 5) if is_known else None,
-        "share_in_slo_ci95": _known([None if np.isnan(bound) else round(bound, 5) for bound in interval(drawn)]),
+        "share_in_slo_ci95": _share_interval(share, int(rows.counts.sum()), drawn),
         "objective": slo.objective,
         "is_slo_held": bool(share >= slo.objective) if is_known else False,
         "requests_per_s": round(met.sum() / span_s, 4),

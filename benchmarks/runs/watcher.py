@@ -2,12 +2,12 @@
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self, TypeVar
-from urllib.error import URLError
 from urllib.request import urlopen
 
 from benchmarks import processes
@@ -47,8 +47,11 @@ class Source:
     def scrape(self) -> prometheus.Reading:
         """Raises OSError, ValueError."""
         assert self.metrics_url is not None
-        with urlopen(self.metrics_url, timeout=_TIMEOUT_S) as response:  # noqa: S310  (the operator's own URL)
-            return prometheus.read(response.read().decode(), self.model)
+        try:
+            with urlopen(self.metrics_url, timeout=_TIMEOUT_S) as response:  # noqa: S310  (the operator's own URL)
+                return prometheus.read(response.read().decode(), self.model)
+        except HTTPException as error:
+            raise OSError(f"no whole HTTP answer: {error!r}") from error
 
 
 @dataclass
@@ -65,7 +68,7 @@ class Watcher:
     _num_read: int = 0
 
     def __enter__(self) -> Self:
-        self._gpus = Gpus.find()
+        self._gpus = Gpus.find() if self.source.pid is not None else None  # those of the server's machine alone
         self._over = threading.Event()
         self._look()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -87,12 +90,13 @@ class Watcher:
         if self.source.metrics_url is not None:
             try:
                 reading = self.source.scrape()
-            except (URLError, OSError, ValueError):
+            except (OSError, ValueError):
                 sample["is_metrics_lost"] = True
             else:
                 self._keep(sample["at_s"], reading)
                 sample |= reading.gauges
-                sample["ready_replicas"] = sum(reading.ready_replicas.values())
+                if reading.ready_replicas:
+                    sample["ready_replicas"] = sum(reading.ready_replicas.values())
                 sample["usd_per_hour_by_pool"] = dict(reading.usd_per_hour)
         if self.source.pid is not None:
             sample |= usage_of(self.source.pid)
@@ -101,7 +105,7 @@ class Watcher:
         self.samples.append(sample)
 
     def _keep(self, at_s: float, reading: prometheus.Reading) -> None:
-        self._last = (at_s, reading)
+        self._last = (at_s, prometheus.continued(self._last[1], reading) if self._last else reading)
         if self._num_read % self._stride == 0:
             self._kept.append(self._last)
         self._num_read += 1
@@ -127,18 +131,25 @@ class Watcher:
             if values:
                 found[f"{name}_mean"] = round(sum(values) / len(values), 4)
                 found[f"{name}_max"] = round(max(values), 4)
-        if self.source.pid is not None and span_s > 0.0:
+        cpu_s = [sample["cpu_s"] for sample in samples if "cpu_s" in sample]
+        if cpu_s and span_s > 0.0:
             # Less than before: a process has ended, and taken its time with it.
-            used_s = sum(max(0.0, after["cpu_s"] - before["cpu_s"]) for before, after in pairwise(samples))
+            used_s = sum(max(0.0, after - before) for before, after in pairwise(cpu_s))
             found["cpu_cores_mean"] = round(used_s / span_s, 3)
         if "gpu_power_w_mean" in found:
             found["gpu_energy_j"] = round(found["gpu_power_w_mean"] * span_s, 1)
         return found
 
-    def usd_per_hour(self) -> dict[str, float]:
-        """Mean over the run by pool, as the server says it; empty when it does not."""
-        rows = [sample["usd_per_hour_by_pool"] for sample in self.samples if sample.get("usd_per_hour_by_pool")]
-        return {pool: sum(row.get(pool, 0.0) for row in rows) / len(rows) for row in rows[:1] for pool in row}
+    def usd_per_hour(self, begin_s: float, end_s: float) -> dict[str, float]:
+        """Mean from ``begin_s`` to ``end_s`` after ``started_s`` by pool, as the server says it; the last before where
+        it says nothing meanwhile, empty when it never does."""
+        said = [
+            (sample["at_s"] - self.started_s, sample["usd_per_hour_by_pool"])
+            for sample in self.samples
+            if sample.get("usd_per_hour_by_pool") and sample["at_s"] - self.started_s <= end_s
+        ]
+        rows = [row for at_s, row in said if at_s >= begin_s] or [row for _, row in said[-1:]]
+        return {pool: sum(row.get(pool, 0.0) for row in rows) / len(rows) for row in rows for pool in row}
 
 
 def _since(begin_s: float, looks: Sequence[tuple[float, T]]) -> list[T]:
@@ -147,16 +158,31 @@ def _since(begin_s: float, looks: Sequence[tuple[float, T]]) -> list[T]:
     return [seen for _, seen in looks[min(max(0, num_before - 1), len(looks) - 1) :]]
 
 
+def _num_entries(pid: int, folder: str) -> int:
+    return sum(1 for _ in Path(f"/proc/{pid}/{folder}").iterdir())
+
+
+_FIGURES: dict[str, Callable[[int], float]] = {
+    "cpu_s": processes.cpu_s,
+    "rss_mib": lambda pid: processes.rss_bytes(pid) / 2**20,
+    "num_fds": lambda pid: _num_entries(pid, "fd"),
+    "num_threads": lambda pid: _num_entries(pid, "task"),
+}
+
+
 def usage_of(pid: int) -> dict[str, float]:
-    """CPU time, memory, descriptors and threads of a process and all its descendants. Processes may end meanwhile."""
-    found = {"cpu_s": 0.0, "rss_mib": 0.0, "num_fds": 0.0, "num_threads": 0.0, "num_processes": 0.0}
+    """CPU time, memory, descriptors, threads and number of a process and all its descendants. Processes may end
+    meanwhile. Without what may not be read of one of them, such as descriptors of another user's."""
+    found = dict.fromkeys((*_FIGURES, "num_processes"), 0.0)
+    forbidden = set()
     for each in (pid, *processes.children([pid])):
-        try:
-            found["cpu_s"] += processes.cpu_s(each)
-            found["rss_mib"] += processes.rss_bytes(each) / 2**20
-            found["num_fds"] += sum(1 for _ in Path(f"/proc/{each}/fd").iterdir())
-            found["num_threads"] += sum(1 for _ in Path(f"/proc/{each}/task").iterdir())
+        for name, read in _FIGURES.items():
+            try:
+                found[name] += read(each)
+            except PermissionError:
+                forbidden.add(name)
+            except (FileNotFoundError, ProcessLookupError):
+                break
+        else:
             found["num_processes"] += 1
-        except (FileNotFoundError, ProcessLookupError, PermissionError):
-            continue
-    return found
+    return {name: value for name, value in found.items() if name not in forbidden}

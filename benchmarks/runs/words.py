@@ -92,6 +92,23 @@ def mark_rows(marks: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
         )  # fmt: skip
 
 
+GROWTH_HEADER = ("", "unit", "level", "per hour", "95 % interval", "")
+GROWTH_LABELS = {
+    "rss_mib": ("memory", "MiB"), "num_fds": ("descriptors", "number"), "num_threads": ("threads", "number"),
+    "num_processes": ("processes", "number"),
+}  # fmt: skip
+
+
+def growth_rows(leaks: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
+    """A row of cells under ``GROWTH_HEADER`` for each of what a soak has looked at."""
+    for name, entry in leaks.items():
+        low, high = entry["ci95_per_hour"]
+        yield (
+            *GROWTH_LABELS[name], f"{entry['level']:.1f}", f"{entry['per_hour']:+.2f}", f"{low:+.2f} to {high:+.2f}",
+            "grows" if entry["is_leak"] else "",
+        )  # fmt: skip
+
+
 def _share(value: float | None) -> str:
     return "–" if value is None else f"{value:.1%}"
 
@@ -162,6 +179,8 @@ def _rates(document: Mapping[str, Any]) -> str:
 
 def _cost(entry: Mapping[str, Any]) -> str:
     price, good = entry["usd_per_million_tokens"], entry["usd_per_million_tokens_at_slo"]
+    if entry["usd_per_hour"] is None:
+        return f"pool {entry['pool']}: what it cost is not known: {entry['basis']}"
     if price is None:
         return f"pool {entry['pool']}: no tokens for ${entry['usd_per_hour']:.2f}/h"
     at_slo = f"${good:.2f}" if good is not None else "no token"

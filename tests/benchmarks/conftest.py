@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Never
 
 import orjson
 import pytest
@@ -49,6 +49,11 @@ async def drive(tmp_path: Path) -> AsyncIterator[Driven]:
     yield drive_
     for server in servers:
         server.close()
+
+
+def interrupted(*_: object) -> Never:
+    """In place of what Ctrl-C is to end."""
+    raise KeyboardInterrupt
 
 
 def start_null_server(manners: Manners) -> "tuple[subprocess.Popen[bytes], int]":

@@ -10,22 +10,27 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from benchmarks.load.arrivals import Surge
 from benchmarks.load.mistake import BenchError
 from benchmarks.runs import document as documents
-from benchmarks.runs.chaos import judge
-from benchmarks.runs.marks import FORMS, Fault, Saboteur, Site, parse_fault
+from benchmarks.runs.chaos import judge, marks_of
+from benchmarks.runs.marks import FORMS, Fault, Mark, Saboteur, Site, parse_fault
+from benchmarks.runs.options import Plan
+from benchmarks.runs.round import Round
+from benchmarks.runs.slo import Slo
 from benchmarks.server import Server
 from serving.cli import main
 from serving.config import load_config
 from serving.lifecycle.control import InForce
 from serving.lifecycle.processes import start_ticks
 from serving.lifecycle.record import ServerRecord
-from tests.benchmarks.conftest import GENEROUS
+from tests.benchmarks.conftest import GENEROUS, interrupted
+from tests.benchmarks.test_rows import row, rows_of
 
 CONFIG = """
 server: {{port: {port}, state_dir: {state_dir}}}
@@ -121,6 +126,15 @@ def test_a_run_has_its_faults_as_marks_with_what_they_did(
     assert kill["before"]["share_in_slo"] == 1.0
     assert document["rounds"][0]["requests"]["num_measured"] == 40 * 3 + 2 * 20
     ballast.replica.wait(10)  # it ends with its engine
+
+
+def test_ctrl_c_before_there_is_anything_is_an_interrupted_run(
+    ballast: Ballast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.runs.chaos.run_round", interrupted)
+    given = ("--config", str(ballast.config), "--at", "1s=kill-engine", "--rate", "1")
+    assert chaos(*given, "--out", str(tmp_path / "run")) == 130
+    assert documents.read(tmp_path / "run").document["status"] == "interrupted"
 
 
 def test_a_stopped_engine_goes_on_when_the_run_ends(ballast: Ballast, tmp_path: Path) -> None:
@@ -219,6 +233,13 @@ def test_help_lists_every_fault(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_an_overload_is_part_of_the_schedule() -> None:
     assert parse_fault("40s=overload:3x,10s").surge == Surge(40.0, 10.0, 3.0)
+
+
+def test_a_fault_without_any_measured_request_was_not_recovered_from(tmp_path: Path) -> None:
+    found = Round({}, rows_of(tmp_path, [row(0.0)], after_s=5.0), None, is_interrupted=False)
+    marks = marks_of(found, [Mark("kill-engine", 6.0, at_s=6.0, done_s=6.1)], cast(Plan, SimpleNamespace(slo=Slo())))
+    assert [mark["recovery_s"] for mark in marks] == [None]
+    assert not judge(marks, None)["is_recovered"]
 
 
 def test_all_have_to_be_recovered_from_and_in_time() -> None:

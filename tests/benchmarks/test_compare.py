@@ -8,10 +8,11 @@ import numpy as np
 import orjson
 import pytest
 
+from benchmarks.load.mistake import BenchError
 from benchmarks.runs import compare
 from benchmarks.runs.document import SCHEMA_VERSION
 from serving.cli import main
-from tests.benchmarks.test_rows import FAILED, row
+from tests.benchmarks.test_rows import FAILED, row, rows_of
 
 LOAD = {"rate_per_s": 10.0, "concurrency": None, "warmup_s": 0.0}
 
@@ -77,6 +78,39 @@ def test_more_failures_are_a_regression(tmp_path: Path, capsys: pytest.CaptureFi
     a, b = write_run(tmp_path / "a", seed=1), write_run(tmp_path / "b", seed=2, failed=0.05)
     code, found = judged(a, b, capsys)
     assert (code, found["worse"]) == (1, ["failed_share"])
+
+
+@pytest.mark.parametrize("concurrency", [None, 4])
+@pytest.mark.parametrize("failed", [0.999, 1.0])
+def test_a_candidate_that_answers_nothing_is_a_regression(
+    tmp_path: Path, failed: float, concurrency: int | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a = write_run(tmp_path / "a", seed=1, concurrency=concurrency)
+    code, found = judged(a, write_run(tmp_path / "b", seed=2, failed=failed, concurrency=concurrency), capsys)
+    assert code == 1
+    assert found["worse"] == ["output_tokens_per_s", "failed_share"][0 if concurrency else 1 :]
+
+
+def test_to_a_baseline_that_answered_nothing_there_is_no_ratio(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a = write_run(tmp_path / "a", seed=1, failed=1.0, concurrency=4)
+    code, found = judged(a, write_run(tmp_path / "b", seed=2, concurrency=4), capsys)
+    assert code == 0
+    assert [(metric["name"], metric["judgement"]) for metric in found["metrics"]] == [("failed_share", "better")]
+
+
+@pytest.mark.parametrize("every_s", [0.0, 1.0])
+def test_few_requests_or_all_at_one_moment_say_nothing(tmp_path: Path, every_s: float) -> None:
+    side = compare.Side([rows_of(tmp_path, [row(every_s * at) for at in range(3 if every_s else 16)])], every_s == 0.0)
+    with pytest.raises(BenchError, match="measure for longer"):
+        compare.compare(side, side, compare.Tolerance())
+
+
+def test_requests_that_all_failed_at_one_moment_say_nothing(tmp_path: Path) -> None:
+    side = compare.Side([rows_of(tmp_path, [row(0.0, **FAILED) for _ in range(16)])], is_closed=True)
+    with pytest.raises(BenchError, match="measure for longer"):
+        compare.compare(side, side, compare.Tolerance())
 
 
 def test_throughput_counts_in_a_closed_loop_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

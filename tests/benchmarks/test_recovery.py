@@ -62,6 +62,11 @@ def test_without_anything_before_there_is_nothing_to_compare_with(tmp_path: Path
     assert "too few requests before it" in str(found.why_unknown)
 
 
+def test_where_next_to_nothing_was_seen_after_it_there_is_no_recovery(tmp_path: Path) -> None:
+    (found,) = effects(steady(tmp_path, 20.0), SLO, [19.0])
+    assert (found.recovery_s, found.why_unknown) == (None, "too few requests after it to tell")
+
+
 def test_each_mark_has_what_lies_between_it_and_the_next(tmp_path: Path) -> None:
     first, second = effects(steady(tmp_path, 60.0, (10.0, 13.0), (30.0, 36.0)), SLO, [9.95, 29.95])
     assert first.recovery_s == pytest.approx(12.75 - 9.95)

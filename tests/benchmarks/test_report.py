@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip("matplotlib")  # the set of requirements/bench.txt; nothing that serves needs it
 
+from benchmarks.load.mistake import BenchError
 from benchmarks.report.charts import server_chart, with_cpu_cores
 from benchmarks.report.page import write_report
 from benchmarks.report.series import series
@@ -65,6 +66,7 @@ def test_marks_cost_and_leaks_are_shown_where_there_are_any(run: Path) -> None:
     text = write_report(found).read_text()
     assert "<h2>Cost</h2>" in text
     assert "<h2>Growth</h2>" in text
+    assert '<td>memory</td><td class="words">MiB</td><td>1.0</td><td>+9.00</td>' in text
 
 
 def test_an_interrupted_run_says_so_first(run: Path) -> None:
@@ -72,6 +74,12 @@ def test_an_interrupted_run_says_so_first(run: Path) -> None:
     found.document["status"] = "interrupted"
     text = write_report(found).read_text()
     assert 'class="verdict">This run is not complete: interrupted' in text
+
+
+def test_a_run_that_was_interrupted_before_its_first_round_has_a_page(run: Path) -> None:
+    found = documents.read(run)
+    found.document.update(status="interrupted", rounds=[])
+    assert "This run is not complete: interrupted" in write_report(found).read_text()
 
 
 def test_after_faults_a_missed_slo_stays_bad_news(run: Path) -> None:
@@ -95,11 +103,23 @@ def test_rates_over_time_add_up_to_what_was_sent(tmp_path: Path) -> None:
     assert np.nanmedian(found.ttft_p50_ms) == pytest.approx(100.0)
 
 
+def test_a_failure_long_after_the_last_answer_has_its_place_over_time(tmp_path: Path) -> None:
+    rows = [row(0.1 * at, **(FAILED | {"end_s": 600.0} if at == 7 else {})) for at in range(100)]
+    found = series(rows_of(tmp_path, rows), Slo())
+    assert found.at_s[found.failed_per_s > 0.0].tolist() == [pytest.approx(600.0, rel=0.05)]
+
+
 def test_a_server_that_says_nothing_has_no_panels() -> None:
     assert server_chart([{"at_s": 0.0}, {"at_s": 1.0}]) is None
     timeline = [{"at_s": float(at), "cpu_s": 0.5 * at, "running_requests": 1.0} for at in range(5)]
     assert server_chart(timeline) is not None
     assert [each.get("cpu_cores") for each in with_cpu_cores(timeline)] == [None, 0.5, 0.5, 0.5, 0.5]
+
+
+def test_a_folder_that_cannot_be_written_to_is_told(run: Path) -> None:
+    found = documents.Found(documents.read(run).document, Path("/proc/self"))  # where even root makes no file
+    with pytest.raises(BenchError, match=r"nothing can be written there.*copy the run"):
+        write_report(found)
 
 
 def test_a_run_that_is_none_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,12 +9,13 @@ import pytest
 
 from benchmarks.load.histogram import bucket_counts
 from benchmarks.load.mistake import BenchError
+from benchmarks.runs.compare import Side
 from benchmarks.runs.cost import Prices, cost_of
 from benchmarks.runs.intervals import blocks_of, draw_weights, interval, resampled_quantiles_us
 from benchmarks.runs.rows import Rows, read_rows
 from benchmarks.runs.slo import Slo, parse_slo
 from benchmarks.runs.summary import sample, summarise
-from benchmarks.runs.words import verdict
+from benchmarks.runs.words import _cost, verdict
 
 
 def row(at_s: float, **changed: Any) -> dict[str, Any]:
@@ -65,6 +66,12 @@ def test_failed_cancelled_and_slow_ones_are_counted_apart(tmp_path: Path) -> Non
     assert (error["status"], error["number"], error["request_ids"]) == (503, 2, ["r", "r"])
 
 
+def test_errors_are_told_from_the_first_that_ended_to_the_last(tmp_path: Path) -> None:
+    ends_s = {0.0: 60.0, 1.0: 1.5, 2.0: 2.5}
+    (error,) = rows_of(tmp_path, [row(at_s, **FAILED | {"end_s": end_s}) for at_s, end_s in ends_s.items()]).errors
+    assert (error["first_s"], error["last_s"]) == (1.5, 60.0)
+
+
 def test_a_failed_request_misses_the_slo_and_one_hung_up_on_does_not_count(tmp_path: Path) -> None:
     rows = [row(0.1 * at) for at in range(18)]
     rows += [row(3.0, **FAILED), row(3.1, first_token_s=4.0), row(3.2, outcome="cancelled", first_token_s=9.0)]
@@ -72,6 +79,15 @@ def test_a_failed_request_misses_the_slo_and_one_hung_up_on_does_not_count(tmp_p
     assert goodput["share_in_slo"] == 0.9
     assert goodput["is_slo_held"] is True
     assert goodput["share_in_slo_ci95"][0] < 0.9 < goodput["share_in_slo_ci95"][1]
+
+
+@pytest.mark.parametrize(("bound_s", "ends"), [(1.0, [0.4385, 1.0]), (0.01, [0.0, 0.5615])])
+def test_three_requests_of_one_kind_do_not_prove_that_all_are(
+    tmp_path: Path, bound_s: float, ends: list[float]
+) -> None:
+    rows = rows_of(tmp_path, [row(float(at)) for at in range(3)])
+    goodput = summarise(rows, Slo(ttft_s=bound_s), seed=1)["goodput"]
+    assert goodput["share_in_slo_ci95"] == pytest.approx(ends, abs=1e-4)
 
 
 def test_an_answer_of_one_token_has_no_tpot_to_miss(tmp_path: Path) -> None:
@@ -150,6 +166,35 @@ def test_what_misses_the_slo_is_paid_for_and_earns_nothing(tmp_path: Path) -> No
     assert cost["usd_per_million_tokens_at_slo"] == pytest.approx(1e6 / 104, rel=1e-4)
     (scraped,) = cost_of(rows, slo, prices, {"cpu": 0.25})
     assert scraped["usd"] == pytest.approx(0.25)
+
+
+STUCK = FAILED | {"status": None, "error": "timed out", "end_s": 600.0, "output_tokens": 50}
+
+
+def test_a_request_that_hangs_makes_the_others_no_fewer(tmp_path: Path) -> None:
+    rows = rows_of(tmp_path, [row(0.2 * at, **(STUCK if at == 7 else {})) for at in range(300)])
+    found = summarise(rows, Slo(), seed=1)
+    for rate in (found["throughput"], found["goodput"]):
+        assert rate["requests_per_s"] == pytest.approx(5.0, rel=0.01)
+        assert rate["output_tokens_per_s"] == pytest.approx(4 * 5.0, rel=0.01)
+    (cost,) = cost_of(rows, Slo(), Prices({"cpu": 3600.0}, {"cpu": 1}, Slo()), {})
+    assert cost["usd"] == pytest.approx(60.0, rel=0.01)
+
+
+def test_tokens_of_what_was_not_whole_count_in_no_rate_and_earn_nothing(tmp_path: Path) -> None:
+    rows = rows_of(tmp_path, [row(0.0), row(9.0, outcome="cancelled", output_tokens=50), row(9.83, **STUCK), row(9.83)])
+    assert summarise(rows, Slo(), seed=1)["throughput"]["output_tokens_per_s"] == pytest.approx(8 / 10.0)
+    (cost,) = cost_of(rows, Slo(), Prices({"cpu": 1.0}, {"cpu": 1}, Slo()), {})
+    assert cost["num_tokens"] == 208
+    assert Side([rows], is_closed=True).per_block("tokens").sum() == 8
+
+
+def test_what_a_pool_that_may_have_no_replica_cost_is_not_known_without_metrics(tmp_path: Path) -> None:
+    prices = Prices({"cpu": 0.5}, {"cpu": 0}, Slo())
+    (cost,) = cost_of(rows_of(tmp_path, [row(0.0)]), Slo(), prices, {})
+    assert [cost[name] for name in cost if name.startswith("usd")] == [None] * 4
+    assert "replicas.min of the config is 0" in cost["basis"]
+    assert "not known" in _cost(cost)
 
 
 def test_pools_are_priced_by_the_requests_that_each_served(tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ from benchmarks.load.workers import Effort, Live
 from benchmarks.runs import document as documents
 from benchmarks.runs import serve
 from benchmarks.runs.live import View
+from benchmarks.runs.options import Plan
+from benchmarks.runs.round import Round, Watch
 from serving.cli import main
 from tests.benchmarks.conftest import GENEROUS, served
 
@@ -120,6 +122,23 @@ def test_ctrl_c_keeps_what_there_is_and_says_so(url: str, tmp_path: Path) -> Non
     assert document["rounds"][0]["requests"]["num_ok"] > 0
 
 
+def test_ctrl_c_while_a_round_begins_keeps_those_before_it(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = serve.run_round
+
+    def run_round(plan: Plan, folder: Path, number: int, rate_per_s: float | None, watch: Watch) -> Round:
+        if number:
+            raise KeyboardInterrupt
+        return real(plan, folder, number, rate_per_s, watch)
+
+    monkeypatch.setattr(serve, "run_round", run_round)
+    arguments = ("--url", url, "--rate", "20", "--duration", "0.5s", "--rounds", "2", "--out", str(tmp_path))
+    assert bench("serve", *GENEROUS, *arguments) == 130
+    document = documents.read(tmp_path).document
+    assert (document["status"], len(document["rounds"])) == ("interrupted", 1)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -159,6 +178,13 @@ def test_no_server_and_a_folder_in_use_are_told(url: str, tmp_path: Path, capsys
     (tmp_path / "run.json").write_text("{}")
     assert bench("serve", "--url", url, "--rate", "1", "--out", str(tmp_path)) == 2
     assert "holds a run already" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_to_is_told_before_the_run(
+    url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bench("serve", "--url", url, "--rate", "1", "--out", "/proc/self") == 2  # where even root makes no file
+    assert "/proc/self: nothing can be written there" in capsys.readouterr().err
 
 
 def test_help_lists_every_subject(capsys: pytest.CaptureFixture[str]) -> None:

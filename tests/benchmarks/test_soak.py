@@ -8,10 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.runs import document as documents
+from benchmarks.runs import soak
 from benchmarks.runs.leak import slope_of
 from benchmarks.runs.soak import leaks
+from benchmarks.runs.words import growth_rows
 from serving.cli import main
-from tests.benchmarks.conftest import GENEROUS
+from tests.benchmarks.conftest import GENEROUS, interrupted
 
 
 def noise(number: int, seed: int = 0) -> "np.ndarray[Any, np.dtype[np.float64]]":
@@ -60,6 +63,17 @@ def test_what_fills_in_the_beginning_is_no_leak_and_what_goes_on_is() -> None:
     assert [name for name, entry in leaks(timeline(num_fds=30.0)).items() if entry["is_leak"]] == ["num_fds"]
 
 
+def test_of_what_could_not_be_read_nothing_is_said() -> None:
+    found = leaks([{name: value for name, value in each.items() if name != "num_fds"} for each in timeline()])
+    assert list(found) == ["rss_mib", "num_threads", "num_processes"]
+
+
+def test_growth_has_a_unit_and_says_what_grows() -> None:
+    found = {label: (unit, grows) for label, unit, *_, grows in growth_rows(leaks(timeline(num_fds=30.0)))}
+    assert found["memory"] == ("MiB", "")
+    assert found["descriptors"] == ("number", "grows")
+
+
 def test_too_few_samples_say_nothing() -> None:
     assert leaks(timeline()[:20]) == {}
     assert leaks([{"at_s": 0.0}]) == {}
@@ -75,6 +89,15 @@ def test_a_soak_watches_the_servers_processes(url: str, tmp_path: Path, capsys: 
     assert document["leaks"] == {}
     assert main([*arguments[:-1], str(tmp_path / "again")]) == 0
     assert "too short to say" in capsys.readouterr().out
+
+
+def test_ctrl_c_before_there_is_anything_is_an_interrupted_soak(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(soak, "run_round", interrupted)
+    load = ("--url", url, "--rate", "1", "--server-pid", str(os.getpid()))
+    assert main(["bench", "soak", *load, "--out", str(tmp_path)]) == 130
+    assert documents.read(tmp_path).document["status"] == "interrupted"
 
 
 def test_a_soak_without_a_process_to_look_at_is_refused(url: str, capsys: pytest.CaptureFixture[str]) -> None:
