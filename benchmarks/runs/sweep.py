@@ -123,13 +123,13 @@ class Search:
 
     def _try(self, rate_per_s: float, view: View) -> None:
         """One round at a rate. One in which the generator was late is put aside and repeated, a few times: in a search
-        of many rounds, something else on the machine will once be in the way."""
+        of many rounds, something else on the machine will once be in the way. Ctrl-C ends it, late or not."""
         for _ in range(_MOST_ATTEMPTS):
             number = len(self.document["rounds"]) + len(self.document["discarded_rounds"])
             view.retitle(f"{self.title}, round {number + 1}: {rate_per_s:.3g} requests/s")
             found = run_round(self.plan, self.folder, number, rate_per_s, quiet if self.plan.options.json else view)
             self.is_interrupted, self.complaint = found.is_interrupted, found.complaint
-            if self.complaint is None:
+            if self.is_interrupted or self.complaint is None:
                 break
             self.document["discarded_rounds"].append(found.document)
         else:

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,18 @@ def test_a_generator_that_is_always_too_slow_ends_the_search(
     fake_rounds(lambda plan, folder, number, rate, watch: fake_round(tmp_path, plan, number, rate, "too slow"))
     assert main(["bench", "sweep", "--url", url, *SWEEP, "--out", str(tmp_path / "run")]) == 3
     assert "too slow" in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_the_search_also_where_the_generator_was_late(
+    url: str, tmp_path: Path, fake_rounds: Callable[[Fake], None]
+) -> None:
+    def interrupted(plan: Any, folder: Path, number: int, rate: float, watch: object) -> Round:
+        return replace(fake_round(tmp_path, plan, number, rate, "too slow"), is_interrupted=True)
+
+    fake_rounds(interrupted)
+    assert main(["bench", "sweep", "--url", url, *SWEEP, "--out", str(tmp_path / "run")]) == 130
+    document = read(tmp_path / "run").document
+    assert (len(document["rounds"]), document["discarded_rounds"]) == (1, [])
 
 
 def test_no_rate_that_holds_has_its_exit_code(
