@@ -64,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument("--budget-min", type=float, default=30.0, metavar="MINUTES", help="of measuring (30)")
     group.add_argument("--grid", action="store_true", help="measure every combination of the --try values instead")
     group.add_argument("--resume", type=Path, metavar="FOLDER", help="go on with an earlier run of the same options")
-    group.add_argument("--start-rate", type=float, default=2.0, metavar="R", help="first rate tried, per second (2)")
+    group.add_argument("--start-rate", type=float, default=2.0, metavar="R", help="first rate tried, requests/s (2)")
     group.add_argument("--max-rate", type=float, default=1e4, metavar="R", help="never try more (10000)")
     group.add_argument("--write", type=Path, metavar="FILE", help="the tuned config (CONFIG.tuned.yaml beside it)")
     group.add_argument("--no-speed", action="store_true", help="do not measure the winner's `speed` at the end")

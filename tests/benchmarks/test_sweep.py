@@ -121,6 +121,20 @@ def test_a_sweep_repeats_its_edge_and_writes_what_it_found(
     assert sorted(rates.count(rate) for rate in set(rates))[-2:] == [3, 3]
 
 
+def test_each_turn_of_a_conversation_counts_as_a_request(
+    url: str, tmp_path: Path, fake_rounds: Callable[[Fake], None]
+) -> None:
+    def of_conversations(plan: Any, folder: Path, number: int, per_s: float, watch: object) -> Round:
+        found = fake_round(tmp_path, plan, number, 4.0 * per_s)
+        return replace(found, document=found.document | {"rate_per_s": per_s})
+
+    fake_rounds(of_conversations)
+    out = tmp_path / "run"
+    assert main(["bench", "sweep", "--url", url, *SWEEP, "--turns", "4", "--rounds", "1", "--out", str(out)]) == 0
+    found = read(out).document["sweep"]["highest_rate_in_slo_per_s"]
+    assert found["value"] == pytest.approx(20.0 * math.exp(-math.log(19.0) / 40.0), rel=0.05)
+
+
 def test_a_round_that_measured_the_generator_is_put_aside_and_repeated(
     url: str, tmp_path: Path, fake_rounds: Callable[[Fake], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
