@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import statistics
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -245,7 +244,7 @@ class Command:
         try:
             with self.bench.server(winner, replicas=1) as server:
                 calibration = asyncio.run(calibrate(server, self.subject.model["name"], self.subject.pool["name"]))
-        except (RuntimeError, OSError, subprocess.TimeoutExpired) as error:
+        except (RuntimeError, OSError) as error:
             self.console.print(f"No speed was measured: {reason(str(error))}", style="yellow")
             return None
         except KeyboardInterrupt:

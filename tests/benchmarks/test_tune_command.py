@@ -5,6 +5,7 @@ import json
 import math
 import os
 import signal
+import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,7 +45,8 @@ CANDIDATES = ("--grid", "--try", "engine.max_num_seqs=128,7")
 
 @dataclass
 class Fleet:
-    """Servers that carry more requests the more sequences they run; with seven they do not start."""
+    """Servers that carry more requests the more sequences they run; with seven they do not start, with nine they do not
+    stop."""
 
     port: int
     started: list[int] = field(default_factory=list)
@@ -57,6 +59,8 @@ class Fleet:
             raise RuntimeError("the server did not get ready:\nballast: ballast-demo/cpu could not be started: seven")
         process = SimpleNamespace(pid=os.getpid())
         yield RunningServer(self.port, 1, Path(), process)  # type: ignore[arg-type]
+        if self.started[-1] == 9:
+            raise subprocess.TimeoutExpired("ballast up", 90.0)
 
     def run_round(self, plan: Plan, folder: Path, number: int, rate_per_s: float, watch: object) -> Round:
         self.before_round()
@@ -123,6 +127,13 @@ def test_the_winner_is_written_with_its_evidence_and_its_speed(
     assert "# Tuned by `ballast tune`" in (tmp_path / "ballast.tuned.yaml").read_text()
     main(["check", "--config", "ballast.tuned.yaml"])
     assert "tuned ballast-demo/cpu on 20" in capsys.readouterr().out
+
+
+def test_a_server_that_does_not_stop_costs_its_candidate_and_not_the_run(fleet: Fleet, tmp_path: Path) -> None:
+    assert tune("--grid", "--try", "engine.max_num_seqs=9,128", "--out", "out", "--json") == 0
+    result = json.loads((tmp_path / "out" / "tune.json").read_text())["result"]
+    assert result["winner"] == {"engine.max_num_seqs": 128}
+    assert "its server did not stop within 90 s and was killed" in {each["dropped"] for each in result["candidates"]}
 
 
 def test_a_run_that_was_stopped_keeps_what_it_has_and_goes_on_without_measuring_it_again(
