@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from benchmarks.load.mistake import BenchError
 from benchmarks.simulator.trace import Trace, TraceError, read_trace
 
+LengthPairs = tuple[NDArray[np.int64], NDArray[np.int64]]
+"""Tokens of prompts and of answers, one of each per request."""
 _FORMS = "N, normal:MEAN,SD or lognormal:MEDIAN,SIGMA"
 
 
@@ -61,7 +63,7 @@ def load_trace(path: Path) -> Trace:
         ) from error
 
 
-def draw_pairs(trace: Trace, rng: np.random.Generator, number: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def draw_pairs(trace: Trace, rng: np.random.Generator, number: int) -> LengthPairs:
     """Prompt and output lengths of ``number`` requests of the trace, with replacement: pairs stay together."""
     rows = rng.integers(0, len(trace), number)
     prompts = np.asarray(trace.prompt_tokens, dtype=np.int64)

@@ -87,6 +87,12 @@ def test_a_trace_is_replayed_with_its_arrivals_and_its_lengths() -> None:
         trace_schedule(Workload(turns=2), trace, seed=1)
 
 
+def test_a_client_of_a_trace_hangs_up_within_the_answer_that_the_trace_asks_for() -> None:
+    trace = Trace("t", array("d", range(200)), array("l", [10] * 200), array("l", [5] * 200))
+    schedule = trace_schedule(Workload(cancel_share=1.0), trace, seed=1)
+    assert set(schedule.cancel_after.tolist()) == {1, 2, 3, 4}
+
+
 def test_lengths_drawn_from_a_trace_stay_in_pairs() -> None:
     trace = Trace("t", array("d", [0.0, 1.0]), array("l", [10, 500]), array("l", [1, 50]))
     schedule = closed_schedule(Workload(lengths_from=trace), 200, seed=1)
