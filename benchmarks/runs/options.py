@@ -19,7 +19,7 @@ from benchmarks.load.workers import default_num_workers
 from benchmarks.runs.cost import Prices, prices_of
 from benchmarks.runs.slo import Slo, parse_slo
 from benchmarks.runs.watcher import Source
-from benchmarks.simulator.trace import Trace
+from benchmarks.simulator.trace import Trace, TraceError
 from serving.config import Config, load_config, read_environment
 from serving.lifecycle.record import ServerRecord, running_server
 
@@ -42,7 +42,7 @@ class Plan:
     surges: tuple[Surge, ...] = ()
 
     def schedule(self, rate_per_s: float | None, seed: int) -> Schedule:
-        """At ``rate_per_s``, or as --phases, --trace or --concurrency say."""
+        """At ``rate_per_s``, or as --phases, --trace or --concurrency say. Raises BenchError."""
         options = self.options
         if options.concurrency is not None:
             number = options.requests or _CLOSED_SESSIONS
@@ -56,7 +56,10 @@ class Plan:
         trace = load_trace(self.options.trace)
         span_s = self.options.warmup + self.options.duration
         if rate_per_s is not None:
-            return trace.resampled(span_s, rate_per_s, seed)
+            try:
+                return trace.resampled(span_s, rate_per_s, seed)
+            except TraceError as error:
+                raise BenchError(str(error)) from error
         return trace.part(0.0, span_s)
 
     @property

@@ -143,6 +143,13 @@ def test_a_users_mistake_is_told_in_words(
     assert words in capsys.readouterr().err
 
 
+def test_a_trace_without_a_rate_is_not_resampled(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "t.csv").write_text("arrival_s,prompt_tokens,output_tokens\n7,1,1\n")
+    trace = ("--trace", str(tmp_path / "t.csv"), "--rate", "1")
+    assert bench("serve", "--url", url, "--out", str(tmp_path / "run"), *trace) == 2
+    assert "come at the same time" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "option", [("--rate", "-1"), ("--rate", "x"), ("--rounds", "0"), ("--extra", "[]"), ("--duration", "3y")]
 )
