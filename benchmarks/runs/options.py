@@ -24,6 +24,7 @@ from serving.config import Config, load_config, read_environment
 from serving.lifecycle.record import ServerRecord, running_server
 
 DEFAULT_URL = "http://127.0.0.1:8000/v1"
+_REACHED_AT = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  (nothing is bound here)
 _CLOSED_SESSIONS = 2**14
 """Planned ahead for a closed loop by time; they begin again, with other words, when they are used up."""
 
@@ -179,7 +180,9 @@ def make_plan(options: argparse.Namespace) -> Plan:
     record = find_record(config) if config else None
     if config and record is None and options.url is None:
         raise BenchError(no_server(options.config))
-    url = options.url or (f"http://{record.host}:{record.port}" if record else DEFAULT_URL)
+    if record is not None and not is_at(options.url, record):
+        record = None  # nothing of it is to be seen beside another server's figures
+    url = options.url or (own_target(record).url if record else DEFAULT_URL)
     target = parse_target(url, os.environ.get(options.key_env))
     model = options.model or first_model(target)
     metrics_url = options.metrics_url or (f"http://127.0.0.1:{record.admin_port}/metrics" if record else None)
@@ -206,6 +209,20 @@ def find_record(config: Config) -> ServerRecord | None:
     """The server that runs from ``config`` on this machine, if one does."""
     state_dir = config.server.state_dir
     return running_server(state_dir) if state_dir.exists() else None
+
+
+def own_target(record: ServerRecord) -> Target:
+    """Where this machine reaches the server; an address for all interfaces is no destination."""
+    return Target(_REACHED_AT.get(record.host, record.host), record.port, "/v1")
+
+
+def is_at(url: str | None, record: ServerRecord) -> bool:
+    """Whether load for ``url`` goes to the server of ``record``, as it does without one. Raises BenchError."""
+    if url is None:
+        return True
+    found, own = parse_target(url), own_target(record)
+    hosts = {own.host, "localhost"} if own.host in _REACHED_AT.values() else {own.host}
+    return found.host in hosts and (found.port, found.is_tls) == (own.port, own.is_tls)
 
 
 def no_server(path: Path) -> str:
