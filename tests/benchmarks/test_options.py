@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.runs.options import is_at, make_plan, own_target
+from benchmarks.runs.options import is_at, make_plan, own_target, span_s
 from benchmarks.runs.serve import parser
 from benchmarks.runs.watcher import Source
 from serving.lifecycle.processes import start_ticks
@@ -57,3 +57,18 @@ def test_a_config_gives_another_server_prices_and_no_metrics_of_its_own(url: str
     plan = make_plan(parser().parse_args(["--config", str(path), "--url", url, "--rate", "1"]))
     assert plan.source == Source(None, None, "null")
     assert plan.prices is not None
+
+
+@pytest.mark.parametrize(("options", "number"), [((), 2), (("--duration", "60s"), 1)])
+def test_a_trace_is_replayed_to_its_end_unless_a_duration_is_given(
+    url: str, tmp_path: Path, options: tuple[str, ...], number: int
+) -> None:
+    (tmp_path / "t.csv").write_text("arrival_s,prompt_tokens,output_tokens\n0,1,1\n3600,1,1\n")
+    plan = make_plan(parser().parse_args(["--url", url, "--trace", str(tmp_path / "t.csv"), *options]))
+    assert len(plan.schedule(None, 0)) == number
+    assert (plan.description["duration_s"] is None) is (span_s(plan.options) is None) is (number == 2)
+
+
+@pytest.mark.parametrize("load", [("--phases", "2s@1"), ("--concurrency", "1", "--requests", "2")])
+def test_a_run_that_does_not_end_by_time_records_no_duration(url: str, load: tuple[str, ...]) -> None:
+    assert make_plan(parser().parse_args(["--url", url, *load])).description["duration_s"] is None
