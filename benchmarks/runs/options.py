@@ -174,8 +174,9 @@ def add_load(parser: argparse.ArgumentParser, *, has_rate: bool = True) -> None:
         group.add_argument("--requests", type=count, metavar="N", help="closed loop: so many, however long it takes")
     else:
         parser.set_defaults(rate=None, concurrency=None, phases=None, trace=None, requests=None)
+    whole = "; of a trace without --rate, all of it" if has_rate else ""
     group.add_argument("--duration", action=_Noted, type=duration_s, default=60.0, metavar="TIME",
-                       help="default: 60s; of a trace without --rate, all of it")  # fmt: skip
+                       help=f"default: %(default)gs{whole}")  # fmt: skip
     group.add_argument("--warmup", type=duration_s, default=0.0, metavar="TIME", help="sent before, and not measured")
     group.add_argument(
         "--rounds", type=count, default=1, metavar="N", help="measure so many times, each with new words"

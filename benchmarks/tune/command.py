@@ -114,7 +114,7 @@ class Command:
         self.machine = observe_machine(Path.cwd())
         self.slo = self._slo()
         self.knobs = self._knobs()
-        self.console = Console(stderr=True, highlight=False, quiet=options.json)
+        self.console = Console(stderr=True, highlight=False, markup=False, quiet=options.json)
         self.target = options.write or self.path.with_name(f"{self.path.stem}.tuned.yaml")
         if self.target.absolute().parent != self.path.absolute().parent:
             raise BenchError(f"--write {self.target}: its relative paths start at {self.path}; name a file beside it")
@@ -192,6 +192,9 @@ class Command:
             raise BenchError(f"{self.path} cannot be measured as it is: {error}") from error
         if not any(each.visits for each in self.tuning.candidates.values()):
             self.console.print("Interrupted before anything was measured")
+            self.document |= {"status": status, "result": None, "calibration": None}
+            if self.options.json:
+                print(json.dumps(self.document))
             return exit_code
         found = findings.as_json(self.tuning, self.folder)
         former = self.document.get("result") or {}

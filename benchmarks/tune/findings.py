@@ -172,7 +172,7 @@ def table(found: Mapping[str, Any]) -> RenderableType:
     for each in found["candidates"]:
         latency = each["latency_at_slo"]
         grid.add_row(
-            words(each["settings"]), f"{each['usd_per_hour']:.4g}", _cell(each["highest_rate_in_slo_per_s"]),
+            Text(words(each["settings"])), f"{each['usd_per_hour']:.4g}", _cell(each["highest_rate_in_slo_per_s"]),
             _cell(each["usd_per_million_tokens_at_slo"]),
             *(f"{latency[name]['p99']:.4g} ms" if latency and latency[name]["p99"] else "" for name in _LATENCIES[:2]),
             Text(each["dropped"] or ("winner" if each["settings"] == found["winner"] else ""), style="dim"),
