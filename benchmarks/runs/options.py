@@ -156,7 +156,7 @@ def add_workload(parser: argparse.ArgumentParser) -> None:
         "--cancel-share", type=float, default=0.0, metavar="SHARE", help="of clients that hang up midway"
     )
     group.add_argument("--slow-share", type=float, default=0.0, metavar="SHARE", help="of clients that read slowly")
-    group.add_argument("--seed", type=int, default=0, help="same seed, same schedule and same lengths")
+    group.add_argument("--seed", type=natural, default=0, help="same seed, same schedule and same lengths")
     group.add_argument("--salt", default=secrets.token_hex(4), metavar="WORD",
                        help="same seed and salt, same words; default: a new one, unknown to any cache")  # fmt: skip
 
@@ -351,6 +351,13 @@ def count(text: str) -> int:
     """For argparse: a whole number above 0."""
     if not (text.isascii() and text.isdigit() and int(text) > 0):
         raise argparse.ArgumentTypeError(f"'{text}' must be a whole number above 0")
+    return int(text)
+
+
+def natural(text: str) -> int:
+    """For argparse: a whole number, 0 or more."""
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"'{text}' must be a whole number, 0 or more")
     return int(text)
 
 

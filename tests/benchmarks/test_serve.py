@@ -159,7 +159,8 @@ def test_a_trace_without_a_rate_is_not_resampled(url: str, tmp_path: Path, capsy
 
 
 @pytest.mark.parametrize(
-    "option", [("--rate", "-1"), ("--rate", "x"), ("--rounds", "0"), ("--extra", "[]"), ("--duration", "3y")]
+    "option",
+    [("--rate", "-1"), ("--rate", "x"), ("--rounds", "0"), ("--seed", "-1"), ("--extra", "[]"), ("--duration", "3y")],
 )
 def test_an_option_that_is_wrong_is_named(option: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
