@@ -21,10 +21,13 @@ from typing import Any
 import yaml
 
 from benchmarks import environment
+from benchmarks.load.mistake import BenchError
 from benchmarks.load.traffic import Driver, Due, Sent, percentile
 from benchmarks.server import RunningServer, running
-from serving.config import load_config
+from serving.config import load_config, parse_config
 from serving.config.speed import Speed
+from serving.machine import Machine, observe_machine
+from serving.plan import plan, read_specs
 from serving.router.prediction import StepModel, prefill_tokens_per_s
 
 PROMPT_TOKENS = (32, 128, 512, 2048)
@@ -92,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     head = environment.describe()
     found = []
-    for model, pool, config in single_pools(options.config):
+    for model, pool, config in single_pools(options.config, observe_machine(Path.cwd())):
         with running(config) as server:
             found.append(asyncio.run(calibrate(server, model, pool)))
         _print(found[-1])
@@ -110,10 +113,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def single_pools(path: Path) -> list[tuple[str, str, dict[str, Any]]]:
-    """For each pool of a config, its model's name, its own, and a config of it alone with one replica."""
-    models = load_config(path).model_dump(mode="json")["models"]
-    return [(model["name"], pool["name"], alone(model, pool)) for model in models for pool in model["pools"]]
+def single_pools(path: Path, machine: Machine) -> list[tuple[str, str, dict[str, Any]]]:
+    """For each pool of a config that can be placed on ``machine``, its model's name, its own, and a config of it alone
+    with one replica; why the others cannot is printed. Raises BenchError where none can."""
+    found = []
+    for model in load_config(path).model_dump(mode="json")["models"]:
+        for pool in model["pools"]:
+            only = alone(model, pool)
+            if problem := _problem_of(only, machine):
+                print(f"{model['name']}/{pool['name']} is left out: {problem}", file=sys.stderr)
+            else:
+                found.append((model["name"], pool["name"], only))
+    if not found:
+        raise BenchError(f"{path}: none of its pools can be placed here; `ballast check --config {path}` says why")
+    return found
+
+
+def _problem_of(document: dict[str, Any], machine: Machine) -> str | None:
+    """Why the config cannot start; None: nothing is known to be in the way."""
+    config = parse_config(yaml.safe_dump(document), Path.cwd())
+    return next((finding.message for finding in plan(config, machine, read_specs(config)).errors), None)
 
 
 def alone(model: dict[str, Any], pool: dict[str, Any], num_replicas: int = 1) -> dict[str, Any]:

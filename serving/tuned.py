@@ -13,12 +13,13 @@ from serving.config import Config
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
-    """One pool: the settings it was given, and USD per million tokens at the SLO before and after."""
+    """One pool: the settings it was given, and USD per million tokens at the SLO before (None: no tried rate held it)
+    and after."""
 
     model: str
     pool: str
     settings: Mapping[str, JsonValue]
-    before_usd: float
+    before_usd: float | None
     after_usd: float
     measured_at: str
     slo: str
@@ -34,9 +35,10 @@ class Tuned:
 
     def line(self, config: Config) -> str:
         """For `ballast check`."""
+        before = "not held before" if self.before_usd is None else f"{self.before_usd:.4g}"
         said = (
             f"tuned {self.model}/{self.pool} on {self.measured_at[:10]}: cost per million tokens at the SLO "
-            f"{self.before_usd:.4g} → {self.after_usd:.4g} USD ({self.slo})"
+            f"{before} → {self.after_usd:.4g} USD ({self.slo})"
         )
         stale = self.stale_keys(config)
         return f"{said}\n  no longer so: {', '.join(stale)} changed since; run `ballast tune` again" if stale else said
@@ -49,8 +51,9 @@ def read_tuned(config_path: Path) -> Tuned | None:
         if found["kind"] != "tuned":
             return None
         cost = found["usd_per_million_tokens_at_slo"]
+        before = cost["before"]["value"]
         return Tuned(
-            found["model"], found["pool"], found["settings"], float(cost["before"]["value"]),
+            found["model"], found["pool"], found["settings"], None if before is None else float(before),
             float(cost["after"]["value"]), found["measured_at"], found["slo"],
         )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError):

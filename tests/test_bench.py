@@ -2,19 +2,23 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
 from benchmarks import calibrate, cpu_pool, decisions, week
+from benchmarks.load.mistake import BenchError
 from benchmarks.load.traffic import Due, Sent
 from benchmarks.simulator import __main__ as simulator
 from serving.cli import main
 from serving.config import parse_config
+from serving.machine import Machine
 from serving.router.prediction import StepModel
 
 ROOT = Path(__file__).parent.parent
+MACHINE = Machine(num_cpus=2.0, total_memory_bytes=2**35, available_memory_bytes=2**35, free_disk_bytes=2**40)
 
 
 def _write_trace(path: Path, every_s: float, number: int) -> Path:
@@ -35,10 +39,23 @@ def test_calibrate_takes_each_pool_alone(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setattr(calibrate, "main", lambda arguments: seen.append(arguments) or 0)
     assert main(["bench", "calibrate", "--config", "a.yaml"]) == 0
     assert seen == [["--config", "a.yaml"]]
-    [(model, pool, config)] = calibrate.single_pools(ROOT / "ballast.yaml")
+    [(model, pool, config)] = calibrate.single_pools(ROOT / "ballast.yaml", MACHINE)
     assert (model, pool) == ("ballast-demo", "cpu")
     assert config["models"][0]["pools"][0]["replicas"] == {"min": 1, "max": 1}
     assert parse_config(yaml.safe_dump(config), tmp_path).models[0].name == model
+
+
+def test_a_pool_that_cannot_be_placed_is_not_calibrated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = yaml.safe_load((ROOT / "ballast.yaml").read_text())
+    (model,) = config["models"]
+    model["source"] = str(ROOT / "models" / "demo")
+    model["pools"].append({"name": "gpu", "device": "cuda", "gpus_per_replica": 1, "usd_per_hour": 1.0})
+    (tmp_path / "ballast.yaml").write_text(yaml.safe_dump(config))
+    found = calibrate.single_pools(tmp_path / "ballast.yaml", MACHINE)
+    assert [pool for _, pool, _ in found] == ["cpu"]
+    assert "ballast-demo/gpu is left out: " in capsys.readouterr().err
+    with pytest.raises(BenchError, match="none of its pools can be placed here"):
+        calibrate.single_pools(tmp_path / "ballast.yaml", replace(MACHINE, num_cpus=0.5))
 
 
 def test_what_a_fit_predicts_is_compared_with_what_was_measured() -> None:

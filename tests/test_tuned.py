@@ -36,6 +36,12 @@ def test_check_tells_what_tuning_has_brought(tmp_path: Path, capsys: pytest.Capt
     assert "no longer so" not in said
 
 
+def test_check_tells_when_the_slo_was_not_held_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cost = {"before": {"value": None}, "after": {"value": 9.75}}
+    main(["check", "--config", str(write(tmp_path, usd_per_million_tokens_at_slo=cost))])
+    assert "cost per million tokens at the SLO not held before → 9.75 USD" in capsys.readouterr().out
+
+
 def test_check_tells_when_the_config_has_moved_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path, settings={"engine.max_num_seqs": 256, "engine.extra.stream_interval": 4})
     main(["check", "--config", str(path)])

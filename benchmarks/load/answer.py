@@ -67,7 +67,7 @@ class Answer:
             return
         try:
             chunk = orjson.loads(data)
-            if "error" in chunk:
+            if chunk.get("error") is not None:
                 self.error = _message(chunk)
                 return
             if self.id is None:
@@ -108,11 +108,12 @@ class Answer:
 
     @property
     def output_tokens(self) -> int:
-        return self.usage["completion_tokens"] if self.usage else len(self.output_s)
+        counted = (self.usage or {}).get("completion_tokens")
+        return len(self.output_s) if counted is None else int(counted)
 
     @property
     def prompt_tokens(self) -> int:
-        return self.usage["prompt_tokens"] if self.usage else 0
+        return int((self.usage or {}).get("prompt_tokens") or 0)
 
     @property
     def cached_tokens(self) -> int:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from dataclasses import replace
+from http.client import HTTPException
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
@@ -29,6 +30,10 @@ def first_model(target: Target) -> str:
     except (URLError, OSError) as error:
         raise BenchError(
             f"no server answers at {target.url}: {error}; start one, or name another with --url"
+        ) from error
+    except HTTPException as error:
+        raise BenchError(
+            f"what listens at {target.url} does not speak HTTP: {error!r}; name an HTTP server's port with --url"
         ) from error
     except (ValueError, KeyError, IndexError, TypeError) as error:
         raise BenchError(f"{target.url}/models lists no model; name one with --model") from error

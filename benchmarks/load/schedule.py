@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.load.arrivals import Phase, Process, arrival_times_s
-from benchmarks.load.lengths import Lengths, draw_pairs
+from benchmarks.load.lengths import LengthPairs, Lengths, draw_pairs
 from benchmarks.load.mistake import BenchError
 from benchmarks.simulator.trace import Trace
 
@@ -154,9 +154,8 @@ def trace_schedule(workload: Workload, trace: Trace, seed: int) -> Schedule:
     """Arrivals and lengths of a trace; what else requests ask for is the workload's. Its turns are its own: 1."""
     if workload.turns != 1:
         raise BenchError("a trace says when each request arrives: it cannot be replayed with more than 1 turn")
-    filled = _fill(workload, np.asarray(trace.arrival_s), _streams(seed)[1])
     prompts, outputs = (np.asarray(row, dtype=np.int64) for row in (trace.prompt_tokens, trace.output_tokens))
-    return replace(filled, prompt_tokens=prompts, output_tokens=outputs)
+    return _fill(workload, np.asarray(trace.arrival_s), _streams(seed)[1], (prompts, outputs))
 
 
 def _streams(seed: int) -> tuple[np.random.Generator, np.random.Generator]:
@@ -165,15 +164,14 @@ def _streams(seed: int) -> tuple[np.random.Generator, np.random.Generator]:
     return np.random.default_rng(arrivals), np.random.default_rng(shapes)
 
 
-def _fill(workload: Workload, at_s: NDArray[np.float64], rng: np.random.Generator) -> Schedule:
-    """Draw everything but the arrivals."""
+def _fill(
+    workload: Workload, at_s: NDArray[np.float64], rng: np.random.Generator, lengths: LengthPairs | None = None
+) -> Schedule:
+    """Draw everything but the arrivals, and the ``lengths`` of prompts and answers where they are given."""
     turns = workload.turns
     number = len(at_s) * turns
     turn = np.tile(np.arange(turns), len(at_s))
-    if workload.lengths_from is not None:
-        prompts, outputs = draw_pairs(workload.lengths_from, rng, number)
-    else:
-        prompts, outputs = workload.prompt.draw(rng, number), workload.output.draw(rng, number)
+    prompts, outputs = lengths or _lengths(workload, rng, number)
     draws = rng.random((3, number))
     kind = np.where(draws[0] < workload.tools_share, Kind.TOOLS, Kind.PLAIN)
     kind = np.where((draws[0] >= workload.tools_share) & (draws[0] < workload.tools_share + workload.json_share),
@@ -191,3 +189,9 @@ def _fill(workload: Workload, at_s: NDArray[np.float64], rng: np.random.Generato
         cancel_after=np.where(cancels, rng.integers(1, np.maximum(outputs, 2)), NEVER),
         is_slow=draws[2] < workload.slow_share,
     )
+
+
+def _lengths(workload: Workload, rng: np.random.Generator, number: int) -> LengthPairs:
+    if workload.lengths_from is not None:
+        return draw_pairs(workload.lengths_from, rng, number)
+    return workload.prompt.draw(rng, number), workload.output.draw(rng, number)

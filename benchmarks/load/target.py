@@ -21,14 +21,19 @@ class Target:
     key: str | None = None
 
     @property
+    def address(self) -> str:
+        """Host and port as a URL has them."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
     def url(self) -> str:
-        return f"{'https' if self.is_tls else 'http'}://{self.host}:{self.port}{self.path}"
+        return f"{'https' if self.is_tls else 'http'}://{self.address}{self.path}"
 
     def head(self, endpoint: Endpoint, *, keeps_alive: bool = True) -> bytes:
         """A POST's head up to the value of content-length, which is the last header."""
         lines = [
             f"POST {self.path}{_PATHS[endpoint]} HTTP/1.1",
-            f"host: {self.host}:{self.port}",
+            f"host: {self.address}",
             "accept: text/event-stream",
             "content-type: application/json",
         ]

@@ -22,6 +22,9 @@ from benchmarks.load.arrivals import Phase, arrival_times_s
 from benchmarks.load.client import Client
 from benchmarks.load.target import Target
 
+_ROUNDING = 1e-9
+"""Of a product of floats: 0.07 * 100 is more than 7."""
+
 
 @dataclass(frozen=True, slots=True)
 class Due:
@@ -107,6 +110,7 @@ class Effect:
     ttft_p50_before_s: float
     ttft_p50_after_s: float
     ttft_max_after_s: float
+    """Of first tokens that came after the mark: whoever was waiting when it happened is among them."""
     recovery_s: float
     """From the mark until the last request that failed, or began later than the SLO allows, was due; 0: none did."""
 
@@ -116,7 +120,8 @@ def _effect(sent: Sequence[Sent], mark: Mark, window_s: float, slo_ttft_s: float
     # Those under way when it happened are among those it has hit.
     hit = [each for each in sent if each.due.at_s < mark.at_s + window_s and not each.end_s < mark.at_s]
     bad = [each for each in hit if not each.is_whole or each.ttft_s > slo_ttft_s]
-    ttfts = sorted(each.ttft_s for each in hit if each.due.at_s >= mark.at_s and each.first_s > 0.0)
+    waited = [each for each in hit if each.first_s >= mark.at_s]
+    ttfts = sorted(each.ttft_s for each in waited if each.due.at_s >= mark.at_s)
     return Effect(
         name=mark.name,
         at_s=round(mark.at_s, 2),
@@ -124,14 +129,15 @@ def _effect(sent: Sequence[Sent], mark: Mark, window_s: float, slo_ttft_s: float
         num_failed=sum(not each.is_whole for each in hit),
         ttft_p50_before_s=percentile(sorted(each.ttft_s for each in before if each.first_s > 0.0), 0.5),
         ttft_p50_after_s=percentile(ttfts, 0.5),
-        ttft_max_after_s=round(ttfts[-1], 4) if ttfts else math.nan,
+        ttft_max_after_s=round(max((each.ttft_s for each in waited), default=math.nan), 4),
         recovery_s=round(max((max(0.0, each.due.at_s - mark.at_s) for each in bad), default=0.0), 2),
     )
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:
     """Nearest rank; NaN of nothing."""
-    return round(ordered[min(len(ordered) - 1, int(share * len(ordered)))], 4) if ordered else math.nan
+    rank = math.ceil(share * len(ordered) - _ROUNDING)
+    return round(ordered[max(1, rank) - 1], 4) if ordered else math.nan
 
 
 def poisson(

@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -224,14 +224,19 @@ def _session(given: Sequence[str], names: Sequence[str]) -> dict[str, Any]:
 def _idle_cores() -> float:
     """Cores that all servers together take while nobody asks them anything."""
     time.sleep(_SETTLE_S)
-    pids = processes.children([os.getpid()])
-    before_s = {pid: processes.cpu_s(pid) for pid in pids}
+    before_s = _cpu_s(processes.children([os.getpid()]))
     time.sleep(_IDLE_S)
-    spent_s = 0.0
+    after_s = _cpu_s(before_s)
+    return round(sum(after_s[pid] - before_s[pid] for pid in after_s) / _IDLE_S, 3)
+
+
+def _cpu_s(pids: Iterable[int]) -> dict[int, float]:
+    """CPU time so far of those processes that are still there."""
+    found = {}
     for pid in pids:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            spent_s += processes.cpu_s(pid) - before_s[pid]
-    return round(spent_s / _IDLE_S, 3)
+            found[pid] = processes.cpu_s(pid)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -380,12 +385,11 @@ def _print(summary: Sequence[dict[str, Any]], missing: dict[str, str]) -> None:
             words = f"{row['contender']} answered nothing in {row['num_silent_rounds']} of {row['num_rounds']} rounds"
             console.print(Text(f"{words} at C={row['concurrency']} ({row['mode']}): left out", style="yellow"))
     ahead, why = ahead_of_ballast(summary), unknown(summary)
-    words = "NOBODY AHEAD of Ballast beyond noise"
-    if ahead:
-        words = f"AHEAD OF BALLAST: {'; '.join(ahead)}"
-    elif why:
-        words = f"NOT KNOWN who is ahead: {'; '.join(why)}"
-    console.print(Text(words, style="bold red" if ahead or why else "bold green"))
+    if not (ahead or why):
+        console.print(Text("NOBODY AHEAD of Ballast beyond noise", style="bold green"))
+    for words, found in (("AHEAD OF BALLAST", ahead), ("NOT KNOWN who is ahead", why)):
+        if found:
+            console.print(Text(f"{words}: {'; '.join(found)}", style="bold red"))
 
 
 def _value(row: dict[str, Any], metric: str) -> str:
@@ -397,6 +401,8 @@ def _ratio(row: dict[str, Any], metric: str) -> Text:
     if not row["ratios"]:
         return Text("")
     found = row["ratios"][metric]
+    if found["value"] is None:
+        return Text("-")
     style = {"ahead": "red", "behind": "green", "even": "dim", "unknown": "yellow"}[found["judgement"]]
     if found["ci95"] is None:
         return Text(f"{found['value']:.2f} ?", style=style)

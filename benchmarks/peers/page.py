@@ -47,6 +47,8 @@ def _ratio(row: Mapping[str, Any], metric: str) -> str:
     if not row["ratios"]:
         return ""
     found = row["ratios"][metric]
+    if found["value"] is None:
+        return "-"
     if found["ci95"] is None:
         return f"{found['value']:.2f} ?"
     low, high = found["ci95"]

@@ -193,22 +193,32 @@ def _metric(turns: Sequence[Turn], metric: str, weights: NDArray[np.float64]) ->
 
 
 def unknown(summary: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Why nobody can say who is ahead, in words; empty when one can."""
-    silent = [
-        f"Ballast answered nothing at C={row['concurrency']} ({row['mode']})"
-        for row in summary
-        if row["contender"] == BALLAST and not row["num_ok"]
+    """What cannot be judged and why, in words; empty when all can."""
+    if not any(row["contender"] != BALLAST for row in summary):
+        return ["no peer was measured beside Ballast"]
+    silent = [row for row in summary if row["contender"] == BALLAST and not row["num_ok"]]
+    # Where Ballast was silent nobody has ratios, and that says why.
+    cases = [_case(row) for row in silent]
+    unclear = [row for row in summary if row["contender"] != BALLAST and _is_unclear(row) and _case(row) not in cases]
+    return [
+        *(f"Ballast answered nothing at {_case(row)}" for row in silent),
+        *(f"{row['contender']} was not measured well enough at {_case(row)}" for row in unclear),
     ]
-    judged = (row["ratios"][metric]["judgement"] for row in summary for metric in JUDGED if row["ratios"])
-    if not silent and all(judgement == "unknown" for judgement in judged):
-        return ["no peer was measured beside Ballast well enough"]
-    return silent
+
+
+def _case(row: Mapping[str, Any]) -> str:
+    return f"C={row['concurrency']} ({row['mode']})"
+
+
+def _is_unclear(row: Mapping[str, Any]) -> bool:
+    """Whether a peer lacks a judgement that it should have."""
+    return not row["ratios"] or any(row["ratios"][metric]["judgement"] == "unknown" for metric in JUDGED)
 
 
 def ahead_of_ballast(summary: Sequence[Mapping[str, Any]]) -> list[str]:
     """Where somebody is ahead beyond noise, in words."""
     return [
-        f"{row['contender']} in {metric} at C={row['concurrency']} ({row['mode']})"
+        f"{row['contender']} in {metric} at {_case(row)}"
         for row in summary
         for metric in JUDGED
         if row["ratios"] and row["ratios"][metric]["judgement"] == "ahead"

@@ -31,8 +31,10 @@ from benchmarks.runs.options import (
     check_load,
     duration_s,
     find_record,
+    is_at,
     make_plan,
     no_server,
+    own_target,
     read_config,
     span_s,
 )
@@ -125,8 +127,8 @@ def find_server(options: argparse.Namespace) -> Server:
     config = read_config(options.config)
     if (record := find_record(config)) is None:
         raise BenchError(no_server(options.config))
-    own = f"http://{record.host}:{record.port}"
-    if options.url is not None and options.url.rstrip("/").removesuffix("/v1") != own:
+    if not is_at(options.url, record):
+        own = own_target(record).url
         raise BenchError(f"--url {options.url} is not the server of {options.config}, which is at {own}: leave it out")
     if os.geteuid() not in (0, os.stat(f"/proc/{record.pid}").st_uid):
         raise BenchError(f"the server (process {record.pid}) belongs to another user; break it as that user")

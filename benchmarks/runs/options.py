@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,28 @@ from benchmarks.load.workers import default_num_workers
 from benchmarks.runs.cost import Prices, prices_of
 from benchmarks.runs.slo import Slo, parse_slo
 from benchmarks.runs.watcher import Source
-from benchmarks.simulator.trace import Trace
+from benchmarks.simulator.trace import Trace, TraceError
 from serving.config import Config, load_config, read_environment
 from serving.lifecycle.record import ServerRecord, running_server
 
 DEFAULT_URL = "http://127.0.0.1:8000/v1"
+_REACHED_AT = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  (nothing is bound here)
 _CLOSED_SESSIONS = 2**14
 """Planned ahead for a closed loop by time; they begin again, with other words, when they are used up."""
+
+
+class _Noted(argparse.Action):
+    """Stores the value and the option's name: what another option makes void is refused where it was given."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: Any) -> None:
+        setattr(namespace, self.dest, values)
+        namespace.given = {*_given(namespace), self.dest}
+
+
+def _given(options: argparse.Namespace) -> set[str]:
+    """Names of noted options that were given."""
+    found: set[str] = getattr(options, "given", set())
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +58,7 @@ class Plan:
     surges: tuple[Surge, ...] = ()
 
     def schedule(self, rate_per_s: float | None, seed: int) -> Schedule:
-        """At ``rate_per_s``, or as --phases, --trace or --concurrency say."""
+        """At ``rate_per_s``, or as --phases, --trace or --concurrency say. Raises BenchError."""
         options = self.options
         if options.concurrency is not None:
             number = options.requests or _CLOSED_SESSIONS
@@ -56,8 +72,11 @@ class Plan:
         trace = load_trace(self.options.trace)
         span_s = self.options.warmup + self.options.duration
         if rate_per_s is not None:
-            return trace.resampled(span_s, rate_per_s, seed)
-        return trace.part(0.0, span_s)
+            try:
+                return trace.resampled(span_s, rate_per_s, seed)
+            except TraceError as error:
+                raise BenchError(str(error)) from error
+        return trace.part(0.0, span_s) if _ends_by_time(self.options) else trace
 
     @property
     def description(self) -> dict[str, Any]:
@@ -70,7 +89,8 @@ class Plan:
         )  # fmt: skip
         found = {name: getattr(options, name) for name in names}
         found |= {"rate_per_s": options.rate, "has_min_tokens": not options.no_min_tokens}
-        found |= {f"{name}_s": getattr(options, name) for name in ("think", "duration", "warmup", "timeout")}
+        found |= {f"{name}_s": getattr(options, name) for name in ("think", "warmup", "timeout")}
+        found["duration_s"] = options.duration if _ends_by_time(options) else None
         for name in ("trace", "lengths_from"):
             path = getattr(options, name)
             found[name] = path.name if path else None
@@ -107,15 +127,26 @@ def add_workload(parser: argparse.ArgumentParser) -> None:
     """Options that say what requests look like."""
     group = parser.add_argument_group("what is sent")
     group.add_argument(
-        "--prompt-tokens", default="128", metavar="LENGTH", help="N, normal:MEAN,SD, lognormal:MEDIAN,SIGMA"
+        "--prompt-tokens",
+        action=_Noted,
+        default="128",
+        metavar="LENGTH",
+        help="N, normal:MEAN,SD, lognormal:MEDIAN,SIGMA",
     )
-    group.add_argument("--output-tokens", default="64", metavar="LENGTH", help="the same")
-    group.add_argument("--lengths-from", type=Path, metavar="TRACE", help="draw pairs of lengths from a trace instead")
+    group.add_argument("--output-tokens", action=_Noted, default="64", metavar="LENGTH", help="the same")
+    group.add_argument(
+        "--lengths-from", action=_Noted, type=Path, metavar="TRACE", help="draw pairs of lengths from a trace instead"
+    )
     group.add_argument("--prefix-tokens", type=int, default=0, metavar="N", help="shared system prompt of that length")
     group.add_argument("--num-prefixes", type=int, default=1, metavar="K", help="different shared prompts")
     group.add_argument("--turns", type=int, default=1, help="requests per conversation")
     group.add_argument(
-        "--think", type=duration_s, default=0.0, metavar="TIME", help="between an answer and the next turn"
+        "--think",
+        action=_Noted,
+        type=duration_s,
+        default=0.0,
+        metavar="TIME",
+        help="between an answer and the next turn",
     )
     group.add_argument(
         "--tools-share", type=float, default=0.0, metavar="SHARE", help="of requests that must call a tool"
@@ -125,7 +156,7 @@ def add_workload(parser: argparse.ArgumentParser) -> None:
         "--cancel-share", type=float, default=0.0, metavar="SHARE", help="of clients that hang up midway"
     )
     group.add_argument("--slow-share", type=float, default=0.0, metavar="SHARE", help="of clients that read slowly")
-    group.add_argument("--seed", type=int, default=0, help="same seed, same schedule and same lengths")
+    group.add_argument("--seed", type=natural, default=0, help="same seed, same schedule and same lengths")
     group.add_argument("--salt", default=secrets.token_hex(4), metavar="WORD",
                        help="same seed and salt, same words; default: a new one, unknown to any cache")  # fmt: skip
 
@@ -143,12 +174,14 @@ def add_load(parser: argparse.ArgumentParser, *, has_rate: bool = True) -> None:
         group.add_argument("--requests", type=count, metavar="N", help="closed loop: so many, however long it takes")
     else:
         parser.set_defaults(rate=None, concurrency=None, phases=None, trace=None, requests=None)
-    group.add_argument("--duration", type=duration_s, default=60.0, metavar="TIME", help="default: 60s")
+    whole = "; of a trace without --rate, all of it" if has_rate else ""
+    group.add_argument("--duration", action=_Noted, type=duration_s, default=60.0, metavar="TIME",
+                       help=f"default: %(default)gs{whole}")  # fmt: skip
     group.add_argument("--warmup", type=duration_s, default=0.0, metavar="TIME", help="sent before, and not measured")
     group.add_argument(
         "--rounds", type=count, default=1, metavar="N", help="measure so many times, each with new words"
     )
-    group.add_argument("--arrivals", choices=PROCESSES, default="poisson", help="default: poisson")
+    group.add_argument("--arrivals", action=_Noted, choices=PROCESSES, default="poisson", help="default: poisson")
     group.add_argument("--burstiness", type=positive, default=1.0, help="shape of gamma arrivals: below 1 is bursty")
     group.add_argument(
         "--max-concurrency", type=count, metavar="N", help="open loop: more wait in the client, and are late"
@@ -176,7 +209,9 @@ def make_plan(options: argparse.Namespace) -> Plan:
     record = find_record(config) if config else None
     if config and record is None and options.url is None:
         raise BenchError(no_server(options.config))
-    url = options.url or (f"http://{record.host}:{record.port}" if record else DEFAULT_URL)
+    if record is not None and not is_at(options.url, record):
+        record = None  # nothing of it is to be seen beside another server's figures
+    url = options.url or (own_target(record).url if record else DEFAULT_URL)
     target = parse_target(url, os.environ.get(options.key_env))
     model = options.model or first_model(target)
     metrics_url = options.metrics_url or (f"http://127.0.0.1:{record.admin_port}/metrics" if record else None)
@@ -205,13 +240,30 @@ def find_record(config: Config) -> ServerRecord | None:
     return running_server(state_dir) if state_dir.exists() else None
 
 
+def own_target(record: ServerRecord) -> Target:
+    """Where this machine reaches the server; an address for all interfaces is no destination."""
+    return Target(_REACHED_AT.get(record.host, record.host), record.port, "/v1")
+
+
+def is_at(url: str | None, record: ServerRecord) -> bool:
+    """Whether load for ``url`` goes to the server of ``record``, as it does without one. Raises BenchError."""
+    if url is None:
+        return True
+    found, own = parse_target(url), own_target(record)
+    hosts = {own.host, "localhost"} if own.host in _REACHED_AT.values() else {own.host}
+    return found.host in hosts and (found.port, found.is_tls) == (own.port, own.is_tls)
+
+
 def no_server(path: Path) -> str:
     """What to say when none runs."""
     return f"no server runs from {path} on this machine; start it with: ballast up --config {path}"
 
 
 def make_workload(options: argparse.Namespace) -> Workload:
-    """Raises BenchError for a share, a length or a trace that cannot be."""
+    """Raises BenchError for a share, a length or a trace that cannot be, or an option that another makes void."""
+    _refuse_void(options, "lengths_from", ("prompt_tokens", "output_tokens"), "the trace has the lengths")
+    if "think" in _given(options) and options.turns == 1:
+        raise BenchError("--think is between the turns of a conversation: give --turns too")
     return Workload(
         prompt=parse_lengths(options.prompt_tokens),
         output=parse_lengths(options.output_tokens),
@@ -245,13 +297,35 @@ def check_load(options: argparse.Namespace) -> None:
         raise BenchError("--max-concurrency is for an open loop; a closed one has --concurrency clients")
     if options.burstiness != 1.0 and options.arrivals != "gamma":
         raise BenchError("--burstiness is for --arrivals gamma")
+    _refuse_void(options, "phases", ("duration",), "its phases say how long")
+    _refuse_void(options, "requests", ("duration",), "the run ends with the last of them")
+    _refuse_void(options, "concurrency", ("arrivals",), "each client sends when it has been answered")
+    lengths = ("prompt_tokens", "output_tokens", "lengths_from")
+    _refuse_void(options, "trace", ("arrivals", *lengths), "the trace has arrivals and lengths of its own")
+
+
+def _refuse_void(options: argparse.Namespace, by: str, names: Sequence[str], why: str) -> None:
+    """Raises BenchError where one of ``names`` was given beside the option ``by``."""
+    void = [name for name in names if name in _given(options)]
+    if getattr(options, by) is not None and void:
+        raise BenchError(f"{_flag(void[0])} does nothing beside {_flag(by)}: {why}; leave one of them out")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _ends_by_time(options: argparse.Namespace) -> bool:
+    """Whether --duration (or its default) says how long a round is."""
+    is_replay = options.trace is not None and options.rate is None and "duration" not in _given(options)
+    return options.phases is None and options.requests is None and not is_replay
 
 
 def span_s(options: argparse.Namespace) -> float | None:
-    """How long a round sends load; None where that depends on the server. Raises BenchError."""
+    """How long a round sends load; None where that depends on the server or the trace. Raises BenchError."""
     if options.phases is not None:
         return float(options.warmup) + sum(phase.span_s for phase in parse_phases(options.phases))
-    return None if options.requests is not None else float(options.warmup + options.duration)
+    return float(options.warmup + options.duration) if _ends_by_time(options) else None
 
 
 def duration_s(text: str) -> float:
@@ -277,6 +351,13 @@ def count(text: str) -> int:
     """For argparse: a whole number above 0."""
     if not (text.isascii() and text.isdigit() and int(text) > 0):
         raise argparse.ArgumentTypeError(f"'{text}' must be a whole number above 0")
+    return int(text)
+
+
+def natural(text: str) -> int:
+    """For argparse: a whole number, 0 or more."""
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"'{text}' must be a whole number, 0 or more")
     return int(text)
 
 

@@ -33,7 +33,7 @@ SLO_NEVER_HELD_EXIT_CODE = 1
 _NEARLY = 0.97
 _MOST_ATTEMPTS = 3
 _LEAST_EXPECTED = 10
-"""Requests in a round: at a lower rate it says too little, and by chance may have none."""
+"""Arrivals in a round: at a lower rate it says too little, and by chance may have none."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     add_load(options, has_rate=False)
     add_outcome(options)
     group = options.add_argument_group("the search")
-    group.add_argument("--start-rate", type=float, default=1.0, metavar="R", help="first rate tried, per second (1)")
+    group.add_argument("--start-rate", type=float, default=1.0, metavar="R", help="first rate tried, requests/s (1)")
     group.add_argument("--max-rate", type=float, default=1e4, metavar="R", help="never try more (10000)")
     group.add_argument("--precision", type=float, default=0.05, metavar="SHARE", help="gap to stop at (0.05)")
     group.add_argument("--max-rounds", type=int, default=24, metavar="N", help="in all, repeats too (24)")
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class Search:
-    """The rounds so far, and what they say."""
+    """The rounds so far, and what they say. Rates are of requests, each turn of a conversation counted."""
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class Search:
             if rate_per_s is None or rate_per_s > options.max_rate:
                 break
             is_less = bool(self.points) and rate_per_s < min(point.rate_per_s for point in self.points)
-            if is_less and rate_per_s * options.duration < _LEAST_EXPECTED:
+            if is_less and self._arrivals_per_s(rate_per_s) * options.duration < _LEAST_EXPECTED:
                 break
             self._try(rate_per_s, view)
         around = [rate for rate in (edge(self.points, objective) if self.points else ()) if rate is not None]
@@ -121,15 +121,21 @@ class Search:
         """Whether a rate that had to hold the SLO has missed it with all of its interval."""
         return is_hopeless(self.points, self.least_per_s, self.plan.slo.objective)
 
+    def _arrivals_per_s(self, rate_per_s: float) -> float:
+        """Conversations that begin per second, for so many requests per second."""
+        return rate_per_s / self.plan.workload.turns
+
     def _try(self, rate_per_s: float, view: View) -> None:
         """One round at a rate. One in which the generator was late is put aside and repeated, a few times: in a search
-        of many rounds, something else on the machine will once be in the way."""
+        of many rounds, something else on the machine will once be in the way. Ctrl-C ends it, late or not."""
         for _ in range(_MOST_ATTEMPTS):
             number = len(self.document["rounds"]) + len(self.document["discarded_rounds"])
             view.retitle(f"{self.title}, round {number + 1}: {rate_per_s:.3g} requests/s")
-            found = run_round(self.plan, self.folder, number, rate_per_s, quiet if self.plan.options.json else view)
+            watch = quiet if self.plan.options.json else view
+            found = run_round(self.plan, self.folder, number, self._arrivals_per_s(rate_per_s), watch)
+            found.document["rate_per_s"] = rate_per_s
             self.is_interrupted, self.complaint = found.is_interrupted, found.complaint
-            if self.complaint is None:
+            if self.is_interrupted or self.complaint is None:
                 break
             self.document["discarded_rounds"].append(found.document)
         else:

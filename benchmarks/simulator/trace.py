@@ -8,18 +8,22 @@ Read from any of: `arrival_s,prompt_tokens,output_tokens` (ours), `TIMESTAMP,Con
 import csv
 import datetime
 import gzip
+import itertools
 import json
 import math
 import random
+import zlib
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Any
 
 _MOST_MOVED_S = 60.0
 """A resampled request is at most this far from where it was."""
+_MOST_TOKENS = 2**31
+"""Of a prompt or an answer: more is a damaged row."""
 
 
 class TraceError(Exception):
@@ -54,7 +58,15 @@ class Trace:
 
     def resampled(self, span_s: float, rate_per_s: float, seed: int) -> "Trace":
         """As long and as dense as asked: the trace again and again, each request as often as the rate needs, at most a
-        minute away from where it was. Same arguments, same trace."""
+        minute away from where it was. Same arguments, same trace.
+
+        Raises TraceError when all requests come at once: there is no rate that could be changed.
+        """
+        if self.span_s <= 0.0:
+            raise TraceError(
+                f"{self.name}: all of its {len(self)} requests come at the same time, so that it has no rate to "
+                "change; replay it as it is, or use another trace"
+            )
         draw = random.Random(seed)
         places = [
             (lap * self.span_s + at_s, index)
@@ -79,17 +91,26 @@ class Trace:
 
 
 def read_trace(path: Path) -> Trace:
-    """Raises TraceError: unknown columns, a value that is no number, or no request at all."""
+    """Raises TraceError: a file that cannot be read, a line that is no request (or no known header), no request at
+    all."""
     name = path.name.removesuffix(".gz")
     for suffix in (".csv", ".jsonl"):
         name = name.removesuffix(suffix)
+    line = 0
+
+    def lines(file: Iterable[str]) -> Iterator[str]:
+        nonlocal line
+        for text in file:
+            line += 1
+            yield text
+
     try:
         with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
-            rows = sorted(_rows(file))
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+            rows = sorted(_rows(lines(file)))
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise TraceError(f"{path}: cannot be read: {error}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise TraceError(f"{path}: a row lacks a number where one must be: {error}") from error
+    except (ValueError, KeyError, TypeError, OverflowError, csv.Error) as error:
+        raise TraceError(f"{path}, line {line}: no request: {error}; mend this line or remove it") from error
     if not rows:
         raise TraceError(f"{path}: no requests")
     first_s = rows[0][0]
@@ -101,25 +122,35 @@ def read_trace(path: Path) -> Trace:
     )
 
 
-def _rows(file: TextIO) -> Iterator[tuple[float, int, int]]:
-    first = file.readline()
-    file.seek(0)
+def _rows(lines: Iterator[str]) -> Iterator[tuple[float, int, int]]:
+    first = next(lines, None)
+    if first is None:
+        return
+    lines = itertools.chain([first], lines)
     if first.lstrip().startswith("{"):
-        for line in file:
+        for line in lines:
             if line.strip():
                 row = json.loads(line)
-                yield row["timestamp"] / 1000.0, int(row["input_length"]), int(row["output_length"])
+                yield _seconds(row["timestamp"]) / 1000.0, _tokens(row["input_length"]), _tokens(row["output_length"])
         return
-    reader = csv.DictReader(file)
+    reader = csv.DictReader(lines)
     columns = {name.strip().lower(): name for name in reader.fieldnames or ()}
     for at, prompt, output in _COLUMNS:
         if at in columns and prompt in columns and output in columns:
             for row in reader:
-                number = int(float(row[columns[output]]))
+                number = _tokens(row[columns[output]])
                 if number > 0 or at != "timestamp" or "model" not in columns:  # BurstGPT marks failures with 0
-                    yield _seconds(row[columns[at]]), int(float(row[columns[prompt]])), number
+                    yield _seconds(row[columns[at]]), _tokens(row[columns[prompt]]), number
             return
     raise ValueError(f"columns {sorted(columns)} are of no known trace format")
+
+
+def _tokens(value: Any) -> int:
+    """Raises ValueError, TypeError."""
+    number = float(value)
+    if not abs(number) <= _MOST_TOKENS:
+        raise ValueError(f"{value} is no number of tokens")
+    return int(number)
 
 
 _COLUMNS = (
@@ -129,14 +160,18 @@ _COLUMNS = (
 )
 
 
-def _seconds(text: str) -> float:
+def _seconds(value: Any) -> float:
+    """Raises ValueError, TypeError, OverflowError."""
     try:
-        return float(text)
+        seconds = float(value)
     except ValueError:
         # Azure writes seven digits of a second and sometimes a zone; Python reads six.
-        head, dot, tail = text.strip().replace("T", " ").partition(".")
+        head, dot, tail = value.strip().replace("T", " ").partition(".")
         digits = tail[: len(tail) - len(tail.lstrip("0123456789"))]
         moment = datetime.datetime.fromisoformat(head.removesuffix("Z"))
         if moment.tzinfo is None:
             moment = moment.replace(tzinfo=datetime.UTC)
         return moment.timestamp() + (float(f"0.{digits}") if dot else 0.0)
+    if not math.isfinite(seconds):
+        raise ValueError(f"{value} is no time")
+    return seconds

@@ -6,6 +6,7 @@ import argparse
 import copy
 import dataclasses
 import re
+import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -98,9 +99,12 @@ class Bench:
 
     @contextmanager
     def server(self, settings: Settings, replicas: int | None = None) -> Iterator[RunningServer]:
-        """Raises RuntimeError when it does not start."""
-        with running(self._subject.with_settings(settings, replicas), *self._options.up) as server:
-            yield server
+        """Raises RuntimeError when it does not start, or does not stop."""
+        try:
+            with running(self._subject.with_settings(settings, replicas), *self._options.up) as server:
+                yield server
+        except subprocess.TimeoutExpired as error:
+            raise RuntimeError(f"its server did not stop within {error.timeout:g} s and was killed") from error
 
     def read(self, wish: Wish, folder: Path, complaint: str | None) -> Visit:
         """A visit from the files that it has left. ``complaint``: that of the generator, where it has one."""

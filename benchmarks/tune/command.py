@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import statistics
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -64,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument("--budget-min", type=float, default=30.0, metavar="MINUTES", help="of measuring (30)")
     group.add_argument("--grid", action="store_true", help="measure every combination of the --try values instead")
     group.add_argument("--resume", type=Path, metavar="FOLDER", help="go on with an earlier run of the same options")
-    group.add_argument("--start-rate", type=float, default=2.0, metavar="R", help="first rate tried, per second (2)")
+    group.add_argument("--start-rate", type=float, default=2.0, metavar="R", help="first rate tried, requests/s (2)")
     group.add_argument("--max-rate", type=float, default=1e4, metavar="R", help="never try more (10000)")
     group.add_argument("--write", type=Path, metavar="FILE", help="the tuned config (CONFIG.tuned.yaml beside it)")
     group.add_argument("--no-speed", action="store_true", help="do not measure the winner's `speed` at the end")
@@ -115,7 +114,7 @@ class Command:
         self.machine = observe_machine(Path.cwd())
         self.slo = self._slo()
         self.knobs = self._knobs()
-        self.console = Console(stderr=True, highlight=False, quiet=options.json)
+        self.console = Console(stderr=True, highlight=False, markup=False, quiet=options.json)
         self.target = options.write or self.path.with_name(f"{self.path.stem}.tuned.yaml")
         if self.target.absolute().parent != self.path.absolute().parent:
             raise BenchError(f"--write {self.target}: its relative paths start at {self.path}; name a file beside it")
@@ -193,6 +192,9 @@ class Command:
             raise BenchError(f"{self.path} cannot be measured as it is: {error}") from error
         if not any(each.visits for each in self.tuning.candidates.values()):
             self.console.print("Interrupted before anything was measured")
+            self.document |= {"status": status, "result": None, "calibration": None}
+            if self.options.json:
+                print(json.dumps(self.document))
             return exit_code
         found = findings.as_json(self.tuning, self.folder)
         former = self.document.get("result") or {}
@@ -245,7 +247,7 @@ class Command:
         try:
             with self.bench.server(winner, replicas=1) as server:
                 calibration = asyncio.run(calibrate(server, self.subject.model["name"], self.subject.pool["name"]))
-        except (RuntimeError, OSError, subprocess.TimeoutExpired) as error:
+        except (RuntimeError, OSError) as error:
             self.console.print(f"No speed was measured: {reason(str(error))}", style="yellow")
             return None
         except KeyboardInterrupt:

@@ -135,11 +135,15 @@ def comments(found: Mapping[str, Any], pool: Pool) -> list[str]:
     """The evidence, for whoever reads the config."""
     cost, rate = found["usd_per_million_tokens_at_slo"], found["highest_rate_in_slo_per_s"]
     machine = found["machine"]
+    is_known = cost["before"]["value"] is not None
+    before, times = (
+        (_said(cost["before"]), f"{_said(cost['ratio'])} times; ") if is_known else ("not held as it was", "")
+    )
     return [
         f"Tuned by `ballast tune` on {found['measured_at'][:10]}: {machine['cpu']}, {machine['num_cpus']} cores;",
         f"{found['load']}; SLO: {found['slo']}.",
-        f"USD per million tokens at the SLO: {_said(cost['before'])} -> {_said(cost['after'])},",
-        f"{_said(cost['ratio'])} times; requests/s: {_said(rate['before'])} -> {_said(rate['after'])}.",
+        f"USD per million tokens at the SLO: {before} -> {_said(cost['after'])},",
+        f"{times}requests/s: {_said(rate['before'])} -> {_said(rate['after'])}.",
         *(f"{key}: {value_of(pool, key)} -> {value}" for key, value in found["settings"].items()),
     ]
 
@@ -168,7 +172,7 @@ def table(found: Mapping[str, Any]) -> RenderableType:
     for each in found["candidates"]:
         latency = each["latency_at_slo"]
         grid.add_row(
-            words(each["settings"]), f"{each['usd_per_hour']:.4g}", _cell(each["highest_rate_in_slo_per_s"]),
+            Text(words(each["settings"])), f"{each['usd_per_hour']:.4g}", _cell(each["highest_rate_in_slo_per_s"]),
             _cell(each["usd_per_million_tokens_at_slo"]),
             *(f"{latency[name]['p99']:.4g} ms" if latency and latency[name]["p99"] else "" for name in _LATENCIES[:2]),
             Text(each["dropped"] or ("winner" if each["settings"] == found["winner"] else ""), style="dim"),
@@ -185,7 +189,21 @@ def _cell(estimate: Mapping[str, Any] | None) -> str:
 
 def verdict(found: Mapping[str, Any]) -> str:
     """In one line."""
+    before, after = _cost_of(found, {}), _cost_of(found, found["winner"])
+    if after["value"] is None:
+        return "No setting that was measured holds the SLO at a rate that was tried."
     if not found["winner"] or found["ratio"] is None:
         return "No setting that was measured is cheaper than the config as it is."
+    if before["value"] is None:
+        said = f"{words(found['winner'])} holds the SLO, at ${_said(after)} per million tokens"
+        return f"{said}; the config as it is held it at no rate that was tried."
     said = f"{words(found['winner'])} costs {_said(found['ratio'])} times as much per token at the SLO"
     return f"{said}." if found["is_cheaper"] else f"{said}: not shown to be cheaper than the config as it is."
+
+
+def _cost_of(found: Mapping[str, Any], settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """USD per million tokens of one candidate; its value is null where no tried rate held the SLO."""
+    cost: Mapping[str, Any] = next(
+        each["usd_per_million_tokens_at_slo"] for each in found["candidates"] if each["settings"] == settings
+    )
+    return cost

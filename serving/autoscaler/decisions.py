@@ -22,6 +22,8 @@ FILE_NAME = "decisions.jsonl"
 FORMER_FILE_NAME = "decisions.1.jsonl"
 MAX_FILE_BYTES = 64 * 2**20
 SCHEMA_VERSION = 1
+_BLOCK_BYTES = 2**16
+"""Read at once, from a file's end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +112,7 @@ def read_file(path: Path) -> Iterator[Start | Decision]:
                 torn = ValueError(f"{path}, line {number}: {error}")
                 continue
             try:
-                entry = _entry(document)
+                entry = entry_of(document)
             except ValueError as error:
                 raise ValueError(f"{path}, line {number}: {error}") from error
             if torn is not None and not isinstance(entry, Start):
@@ -119,7 +121,28 @@ def read_file(path: Path) -> Iterator[Start | Decision]:
             yield entry
 
 
-def _entry(document: Any) -> Start | Decision:
+def read_back(path: Path) -> Iterator[Any]:
+    """The JSON values of a file's lines, the newest first; a line that was cut short is left out. Raises OSError."""
+    for line in _lines_back(path):
+        try:
+            yield json.loads(line)
+        except ValueError:
+            continue
+
+
+def _lines_back(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        begin, head = file.seek(0, os.SEEK_END), b""
+        while begin > 0:
+            num_bytes = min(begin, _BLOCK_BYTES)
+            begin = file.seek(begin - num_bytes)
+            head, *lines = (file.read(num_bytes) + head).split(b"\n")
+            yield from reversed(lines)
+        yield head
+
+
+def entry_of(document: Any) -> Start | Decision:
+    """What one line holds. Raises ValueError: it is of another version or shape."""
     match document:
         case {"start": start}:
             if isinstance(start, dict) and start.get("schema_version") != SCHEMA_VERSION:

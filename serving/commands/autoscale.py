@@ -4,15 +4,25 @@ import json
 import math
 import time
 from argparse import Namespace
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from datetime import time as clock_time
 from pathlib import Path
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from serving.autoscaler.decisions import FILE_NAME, FORMER_FILE_NAME, Decision, Start, read_file, replay
+from serving.autoscaler.decisions import (
+    FILE_NAME,
+    FORMER_FILE_NAME,
+    Decision,
+    Start,
+    entry_of,
+    read_back,
+    read_file,
+    replay,
+)
 from serving.autoscaler.documents import to_document
 from serving.autoscaler.types import Binding
 from serving.commands.console import console
@@ -40,34 +50,56 @@ def run(arguments: Namespace) -> int:
         return _replay(Path(arguments.file), as_json=arguments.json)
     _, config = load_settings(arguments)
     at_s = time.time() if arguments.at is None else _time(arguments.at)
-    found = latest(_decisions(config.server.decisions_dir), at_s)
+    folder = config.server.decisions_dir
+    try:
+        found, num_other = latest(_documents(folder), at_s, [model.name for model in config.models])
+    except OSError as error:
+        raise StateError(f"The record of decisions cannot be read: {error}") from error
+    others = f"{num_other} entries of another version were passed over." if num_other else ""
     if not found:
-        raise StateError(f"No decision up to then is on record in {config.server.decisions_dir}. Is a server running?")
+        raise StateError(f"No decision up to then is on record in {folder}. Is a server running? {others}".rstrip())
     if arguments.json:
         print(json.dumps([to_document(decision) for decision in found]))
         return 0
     for decision in found:
-        console().print(explain(decision))
+        console().print(explain(decision, at_s))
+    if others:
+        console().print(others)
     return 0
 
 
-def latest(decisions: Iterable[Decision], at_s: float) -> list[Decision]:
-    """Of each model the last decision made by then."""
+def latest(documents: Iterable[Any], at_s: float, models: Sequence[str]) -> tuple[list[Decision], int]:
+    """Of each model the last decision made by then, those of ``models`` first; and how many entries of another version
+    or shape were passed over. ``documents`` come newest first, and are read until all ``models`` have theirs."""
     found: dict[str, Decision] = {}
-    for decision in decisions:
-        if decision.at_s <= at_s:
-            found[decision.model] = decision
-    return list(found.values())
+    num_other = 0
+    for document in documents:
+        if found.keys() >= set(models):
+            break
+        match document:
+            case {"start": _}:
+                continue
+            case {"decision": {"model": str(model), "at_s": float(made_s)}} if model in found or made_s > at_s:
+                continue
+        try:
+            entry = entry_of(document)
+        except ValueError:
+            num_other += 1
+            continue
+        if isinstance(entry, Decision) and entry.at_s <= at_s:
+            found.setdefault(entry.model, entry)
+    names = [*(name for name in models if name in found), *(name for name in found if name not in models)]
+    return [found[name] for name in names], num_other
 
 
-def explain(decision: Decision) -> RenderableType:
-    """A decision in words, and a table of its pools."""
+def explain(decision: Decision, at_s: float) -> RenderableType:
+    """A decision in words, with its age ``at_s``, and a table of its pools."""
     plan, demand = decision.plan, decision.demand
     when = datetime.fromtimestamp(decision.at_s).astimezone().strftime("%Y-%m-%d %H:%M:%S")
     mode = "" if decision.is_applied else " (recommended only)"
     price = plan.usd_per_million_tokens
     lines = [
-        f"{decision.model} at {when}{mode}: {WHY[plan.binding]}.",
+        f"{decision.model} at {when}, {_age(at_s - decision.at_s)} old{mode}: {WHY[plan.binding]}.",
         f"Expected {plan.forecast_per_s:.3g} requests/s, of which {plan.expected_miss:.2%} would miss the SLO; "
         f"{plan.budget_spent:.0%} of the error budget is spent; a miss is priced at {plan.miss_usd:.3g} USD.",
         f"{demand.num_queued} wait in time, {demand.num_late} late. The fleet costs {plan.usd_per_hour:.2f} USD/h"
@@ -93,14 +125,19 @@ def explain(decision: Decision) -> RenderableType:
     return Group(*lines, table)
 
 
-def _decisions(folder: Path) -> Iterable[Decision]:
-    for name in (FORMER_FILE_NAME, FILE_NAME):
+def _age(seconds: float) -> str:
+    for unit, unit_s in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2.0 * unit_s:
+            return f"{seconds / unit_s:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _documents(folder: Path) -> Iterator[Any]:
+    """The record's lines, newest first. Raises OSError."""
+    for name in (FILE_NAME, FORMER_FILE_NAME):
         path = folder / name
         if path.exists():
-            try:
-                yield from (entry for entry in read_file(path) if isinstance(entry, Decision))
-            except (OSError, ValueError) as error:
-                raise StateError(f"The record of decisions cannot be read: {error}") from error
+            yield from read_back(path)
 
 
 def _replay(path: Path, *, as_json: bool) -> int:

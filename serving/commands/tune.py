@@ -1,6 +1,7 @@
 """``ballast tune …``: hands the rest of the line to what measures, which has options of its own."""
 
 import importlib
+import signal
 from argparse import Namespace
 
 _MODULE = "benchmarks.tune.command"
@@ -8,5 +9,6 @@ _MODULE = "benchmarks.tune.command"
 
 
 def run(arguments: Namespace) -> int:
-    """Its exit code."""
+    """Its exit code. SIGINT is heard also by a shell's background job, which is told to ignore it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     return int(importlib.import_module(_MODULE).main(arguments.rest))

@@ -59,6 +59,15 @@ def test_completions_carry_text() -> None:
     assert (answer.problem(), answer.text, answer.output_tokens) == (None, ["word"], 1)
 
 
+def test_a_usage_that_lacks_a_count_counts_as_none_of_it() -> None:
+    answer = fed(chunk(content="a") + chunk(content="b") + event({"choices": [], "usage": {"total_tokens": 9}}))
+    assert (answer.prompt_tokens, answer.output_tokens, answer.cached_tokens) == (0, 2, 0)
+
+
+def test_an_error_of_null_is_none() -> None:
+    assert fed(event({"error": None, "choices": [{"delta": {"content": "a"}}]}) + b"data: [DONE]\n\n").problem() is None
+
+
 @pytest.mark.parametrize(
     ("answer", "problem"),
     [

@@ -157,10 +157,15 @@ async def test_an_alarm_rings_once_its_time_has_come() -> None:
         ("http://127.0.0.1:8000", "http://127.0.0.1:8000/v1"),
         ("https://api.example.com/openai/v1/", "https://api.example.com:443/openai/v1"),
         ("http://h:1/v1/chat/completions", "http://h:1/v1"),
+        ("http://[::1]:8000", "http://[::1]:8000/v1"),
     ],
 )
 def test_a_base_url_is_understood(url: str, found: str) -> None:
     assert parse_target(url).url == found
+
+
+def test_an_ipv6_host_stands_in_brackets_in_its_header() -> None:
+    assert b"\r\nhost: [::1]:8000\r\n" in parse_target("http://[::1]:8000").head("chat")
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://x", "http://", "http://h:port"])

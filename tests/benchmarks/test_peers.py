@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks import processes
 from benchmarks.compare_check import started as null_server
 from benchmarks.load.mistake import BenchError, GeneratorTooSlow
 from benchmarks.load.null_server import Manners
@@ -167,9 +169,40 @@ def test_nobody_is_ahead_only_where_that_was_seen(tmp_path: Path) -> None:
     case = Case("greedy", 1)
     failed = Turn.of(rows_of(tmp_path, [row(0.1 * at, **FAILED) for at in range(9)]), 0.0, 1.0, 0.1)
     alone = summarise([Measured("ballast", case, 0, round_of(tmp_path, 1.0, 0))])
-    assert unknown(alone) == ["no peer was measured beside Ballast well enough"]
+    assert unknown(alone) == ["no peer was measured beside Ballast"]
     dead = summarise([Measured("ballast", case, 0, failed), Measured("vllm", case, 0, round_of(tmp_path, 1.0, 0))])
     assert unknown(dead) == ["Ballast answered nothing at C=1 (greedy)"]
+
+
+def test_a_peer_that_cannot_be_judged_is_told_also_beside_one_that_can(tmp_path: Path) -> None:
+    case = Case("greedy", 1)
+    failed = Turn.of(rows_of(tmp_path, [row(0.1 * at, **FAILED) for at in range(9)]), 0.0, 1.0, 0.1)
+    measured = [Measured(name, case, 0, round_of(tmp_path, 1.0, 0)) for name in ("ballast", "vllm")]
+    summary = summarise([*measured, Measured("litellm", case, 0, failed)])
+    assert unknown(summary) == ["litellm was not measured well enough at C=1 (greedy)"]
+
+
+def test_answers_of_one_token_have_no_tpot_and_are_printed_all_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    case = Case("greedy", 1)
+    single = {"itl_us": [], "output_tokens": 1}
+    lines = [row(at_s, **single, last_token_s=at_s + 0.1) for at_s in (0.02 * number for number in range(120))]
+    turn = Turn.of(rows_of(tmp_path, lines), 0.0, 2.4, 0.1)
+    summary = summarise([Measured(name, case, 0, turn) for name in ("ballast", "vllm")])
+    command._print(summary, {})
+    assert "vllm" in capsys.readouterr().out
+    *_, of_vllm = page.lines({"summary": summary, "missing": {}})
+    assert of_vllm.split(" | ")[6:8] == ["-", "-"]
+
+
+def test_a_process_that_ends_meanwhile_takes_no_idle_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    monkeypatch.setattr(command, "_SETTLE_S", 0.0)
+    monkeypatch.setattr(command, "_IDLE_S", 0.001)
+    monkeypatch.setattr(processes, "children", lambda _: [ended.pid])
+    assert command._idle_cores() == 0.0
 
 
 def test_tokens_count_when_they_arrive_while_all_clients_are_at_work(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import orjson
 import pytest
 
 from benchmarks.load.arrivals import steady
-from benchmarks.load.lengths import Lengths, load_trace, parse_lengths
+from benchmarks.load.lengths import MOST_TOKENS, Lengths, load_trace, parse_lengths
 from benchmarks.load.mistake import BenchError
 from benchmarks.load.prompts import Speech
 from benchmarks.load.schedule import Kind, Planned, Workload, closed_schedule, open_schedule, trace_schedule
@@ -87,6 +87,12 @@ def test_a_trace_is_replayed_with_its_arrivals_and_its_lengths() -> None:
         trace_schedule(Workload(turns=2), trace, seed=1)
 
 
+def test_a_client_of_a_trace_hangs_up_within_the_answer_that_the_trace_asks_for() -> None:
+    trace = Trace("t", array("d", range(200)), array("l", [10] * 200), array("l", [5] * 200))
+    schedule = trace_schedule(Workload(cancel_share=1.0), trace, seed=1)
+    assert set(schedule.cancel_after.tolist()) == {1, 2, 3, 4}
+
+
 def test_lengths_drawn_from_a_trace_stay_in_pairs() -> None:
     trace = Trace("t", array("d", [0.0, 1.0]), array("l", [10, 500]), array("l", [1, 50]))
     schedule = closed_schedule(Workload(lengths_from=trace), 200, seed=1)
@@ -118,10 +124,16 @@ def test_a_prompt_is_as_long_as_its_tokens_say_for_this_model() -> None:
     assert len(Speech("m", 1).question(long).split()) == 200_000 - 3 + 1
 
 
-@pytest.mark.parametrize("text", ["x", "normal:5", "lognormal:a,b", "uniform:1,2", "0", "normal:9,-1"])
+@pytest.mark.parametrize("text", ["x", "normal:5", "lognormal:a,b", "uniform:1,2", "0", "normal:9,-1", "normal:nan,1",
+                                  "lognormal:300,inf", "normal:inf,1", "9" * 30])  # fmt: skip
 def test_what_is_no_length_is_named(text: str) -> None:
     with pytest.raises(BenchError, match=text):
         parse_lengths(text)
+
+
+def test_a_length_is_never_longer_than_any_model_takes() -> None:
+    drawn = parse_lengths("lognormal:300,90").draw(np.random.default_rng(1), 100)
+    assert (drawn.min(), drawn.max()) == (1, MOST_TOKENS)
 
 
 def test_a_workload_that_cannot_be_is_refused() -> None:

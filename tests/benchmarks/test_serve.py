@@ -147,6 +147,14 @@ def test_ctrl_c_while_a_round_begins_keeps_those_before_it(
         (("--rate", "1", "--requests", "2"), "--requests is for a closed loop"),
         (("--concurrency", "1", "--max-concurrency", "2"), "open loop"),
         (("--rate", "1", "--burstiness", "2"), "--arrivals gamma"),
+        (("--phases", "1s@1", "--duration", "60s"), "--duration does nothing beside --phases"),
+        (("--concurrency", "1", "--requests", "2", "--duration", "60s"), "--duration does nothing beside --requests"),
+        (("--concurrency", "1", "--arrivals", "poisson"), "--arrivals does nothing beside --concurrency"),
+        (("--trace", "none.csv", "--arrivals", "gamma"), "--arrivals does nothing beside --trace"),
+        (("--trace", "none.csv", "--prompt-tokens", "128"), "--prompt-tokens does nothing beside --trace"),
+        (("--trace", "none.csv", "--lengths-from", "x.csv"), "--lengths-from does nothing beside --trace"),
+        (("--rate", "1", "--lengths-from", "x.csv", "--output-tokens", "9"), "does nothing beside --lengths-from"),
+        (("--rate", "1", "--think", "2s"), "give --turns too"),
         (("--rate", "1", "--slo", "p99=1s"), "no part of an SLO"),
         (("--rate", "1", "--tools-share", "2"), "a share is between 0 and 1"),
         (("--rate", "1", "--prompt-tokens", "many"), "'many' is no length"),
@@ -162,8 +170,16 @@ def test_a_users_mistake_is_told_in_words(
     assert words in capsys.readouterr().err
 
 
+def test_a_trace_without_a_rate_is_not_resampled(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "t.csv").write_text("arrival_s,prompt_tokens,output_tokens\n7,1,1\n")
+    trace = ("--trace", str(tmp_path / "t.csv"), "--rate", "1")
+    assert bench("serve", "--url", url, "--out", str(tmp_path / "run"), *trace) == 2
+    assert "come at the same time" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
-    "option", [("--rate", "-1"), ("--rate", "x"), ("--rounds", "0"), ("--extra", "[]"), ("--duration", "3y")]
+    "option",
+    [("--rate", "-1"), ("--rate", "x"), ("--rounds", "0"), ("--seed", "-1"), ("--extra", "[]"), ("--duration", "3y")],
 )
 def test_an_option_that_is_wrong_is_named(option: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:

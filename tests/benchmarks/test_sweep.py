@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,20 @@ def test_a_sweep_repeats_its_edge_and_writes_what_it_found(
     assert sorted(rates.count(rate) for rate in set(rates))[-2:] == [3, 3]
 
 
+def test_each_turn_of_a_conversation_counts_as_a_request(
+    url: str, tmp_path: Path, fake_rounds: Callable[[Fake], None]
+) -> None:
+    def of_conversations(plan: Any, folder: Path, number: int, per_s: float, watch: object) -> Round:
+        found = fake_round(tmp_path, plan, number, 4.0 * per_s)
+        return replace(found, document=found.document | {"rate_per_s": per_s})
+
+    fake_rounds(of_conversations)
+    out = tmp_path / "run"
+    assert main(["bench", "sweep", "--url", url, *SWEEP, "--turns", "4", "--rounds", "1", "--out", str(out)]) == 0
+    found = read(out).document["sweep"]["highest_rate_in_slo_per_s"]
+    assert found["value"] == pytest.approx(20.0 * math.exp(-math.log(19.0) / 40.0), rel=0.05)
+
+
 def test_a_round_that_measured_the_generator_is_put_aside_and_repeated(
     url: str, tmp_path: Path, fake_rounds: Callable[[Fake], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -140,6 +155,18 @@ def test_a_generator_that_is_always_too_slow_ends_the_search(
     fake_rounds(lambda plan, folder, number, rate, watch: fake_round(tmp_path, plan, number, rate, "too slow"))
     assert main(["bench", "sweep", "--url", url, *SWEEP, "--out", str(tmp_path / "run")]) == 3
     assert "too slow" in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_the_search_also_where_the_generator_was_late(
+    url: str, tmp_path: Path, fake_rounds: Callable[[Fake], None]
+) -> None:
+    def interrupted(plan: Any, folder: Path, number: int, rate: float, watch: object) -> Round:
+        return replace(fake_round(tmp_path, plan, number, rate, "too slow"), is_interrupted=True)
+
+    fake_rounds(interrupted)
+    assert main(["bench", "sweep", "--url", url, *SWEEP, "--out", str(tmp_path / "run")]) == 130
+    document = read(tmp_path / "run").document
+    assert (len(document["rounds"]), document["discarded_rounds"]) == (1, [])
 
 
 def test_no_rate_that_holds_has_its_exit_code(

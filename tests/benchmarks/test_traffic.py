@@ -8,7 +8,7 @@ import pytest
 from benchmarks.load.answer import Answer
 from benchmarks.load.client import Connection
 from benchmarks.load.null_server import Manners, NullServer
-from benchmarks.load.traffic import Driver, Due, poisson
+from benchmarks.load.traffic import Driver, Due, Mark, Run, Sent, percentile, poisson
 
 
 @pytest.fixture
@@ -64,3 +64,19 @@ def test_arrivals_have_the_rate_of_each_phase() -> None:
     assert sum(at_s < 100.0 for at_s in times_s) == pytest.approx(400, rel=0.15)
     assert sum(at_s >= 150.0 for at_s in times_s) == pytest.approx(800, rel=0.15)
     assert len({each.prompt for each in due}) == len(due)
+
+
+def answered(due_s: float, first_s: float) -> Sent:
+    return Sent(Due(due_s, "hello", 1), end_s=first_s + 1.0, first_s=first_s, status=200, error=None)
+
+
+def test_who_was_waiting_when_it_happened_waits_longest_of_all() -> None:
+    sent = [answered(1.0, 1.1), answered(9.0, 9.5), answered(9.9, 17.9), answered(11.0, 11.2)]
+    (found,) = Run(sent, [Mark(10.0, "kill")]).effects(window_s=30.0, slo_ttft_s=1.0)
+    assert (found.ttft_max_after_s, found.ttft_p50_after_s) == (8.0, 0.2)
+
+
+def test_a_percentile_is_the_value_of_the_nearest_rank() -> None:
+    hundred = [float(value) for value in range(1, 101)]
+    assert [percentile(hundred, share) for share in (0.0, 0.07, 0.5, 0.99, 0.991, 1.0)] == [1, 7, 50, 99, 100, 100]
+    assert percentile([3.0], 0.5) == 3.0

@@ -23,7 +23,7 @@ from benchmarks.tune.bench import Subject, reason
 from benchmarks.tune.command import subject_of
 from benchmarks.tune.patch import patched
 from benchmarks.tune.price import price, rate_at
-from benchmarks.tune.search import LAP, SHORT, Nothing, Tuning, Visit, Wish
+from benchmarks.tune.search import LAP, SHORT, Candidate, Nothing, Tuning, Visit, Wish
 from benchmarks.tune.settings import REPLICAS, Settings, changed, identity, usd_per_hour, words
 from benchmarks.tune.space import Knob, default_knobs, grid, parse_try, with_tried
 from serving.change import plan_change
@@ -344,3 +344,32 @@ def test_findings_are_json_that_says_why_each_was_dropped(tmp_path: Path) -> Non
     comment = "\n".join(findings.comments(evidence, SUBJECT.pool))
     assert "engine.max_num_seqs: 64 -> 256" in comment
     assert "95 % CI" in comment
+
+
+def with_laps(capacities_per_s: dict[str, float]) -> Tuning:
+    """Candidates measured to their end at 10 and 20 requests/s, by what they set of ``max_num_seqs`` ("": nothing)."""
+    run = tuning(FakeBench())
+    for value, capacity_per_s in capacities_per_s.items():
+        settings: Settings = {"engine.max_num_seqs": int(value)} if value else {}
+        points = tuple(point(rate, capacity_per_s, 0.0) for rate in (10.0, 20.0))
+        run.candidates[identity(settings)] = Candidate(settings, 0.1, [Visit(settings, LAP, 0, points, TOKENS)])
+    return run
+
+
+def test_a_config_that_held_the_slo_at_no_rate_is_told_so_and_not_compared(tmp_path: Path) -> None:
+    run = with_laps({"": 1.0, "128": 15.0})
+    found = findings.as_json(run, tmp_path)
+    assert found["is_cheaper"] is True
+    assert findings.verdict(found).startswith("max_num_seqs 128 holds the SLO, at $")
+    machine = {"cpu": "c", "num_cpus": 2, "memory_gib": 8}
+    head = {"measured_at": "2026-11-22T00:00:00", "machine": machine, "versions": {}, "commit": "x"}
+    evidence = findings.tuned(run, run.winner(), Slo(ttft_s=0.5), "128 prompt tokens", head)
+    assert evidence["usd_per_million_tokens_at_slo"]["before"]["value"] is None
+    comment = "\n".join(findings.comments(evidence, SUBJECT.pool))
+    assert "at the SLO: not held as it was -> " in comment
+    assert "unknown" not in comment
+
+
+def test_where_no_setting_holds_the_slo_the_verdict_says_that(tmp_path: Path) -> None:
+    found = findings.as_json(with_laps({"": 1.0, "128": 1.0}), tmp_path)
+    assert findings.verdict(found) == "No setting that was measured holds the SLO at a rate that was tried."

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import signal
+import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,19 +45,26 @@ CANDIDATES = ("--grid", "--try", "engine.max_num_seqs=128,7")
 
 @dataclass
 class Fleet:
-    """Servers that carry more requests the more sequences they run; with seven they do not start."""
+    """Servers that carry more requests the more sequences they run; with seven they do not start, with nine they do not
+    stop."""
 
     port: int
     started: list[int] = field(default_factory=list)
+    reason: str = "seven"
+    """Why a server with seven does not start."""
     before_round: Callable[[], None] = lambda: None
 
     @contextlib.contextmanager
     def running(self, config: Mapping[str, Any], *options: str) -> Iterator[RunningServer]:
         self.started.append(config["models"][0]["pools"][0]["engine"]["max_num_seqs"])
         if self.started[-1] == 7:
-            raise RuntimeError("the server did not get ready:\nballast: ballast-demo/cpu could not be started: seven")
+            raise RuntimeError(
+                f"the server did not get ready:\nballast: ballast-demo/cpu could not be started: {self.reason}"
+            )
         process = SimpleNamespace(pid=os.getpid())
         yield RunningServer(self.port, 1, Path(), process)  # type: ignore[arg-type]
+        if self.started[-1] == 9:
+            raise subprocess.TimeoutExpired("ballast up", 90.0)
 
     def run_round(self, plan: Plan, folder: Path, number: int, rate_per_s: float, watch: object) -> Round:
         self.before_round()
@@ -125,6 +133,13 @@ def test_the_winner_is_written_with_its_evidence_and_its_speed(
     assert "tuned ballast-demo/cpu on 20" in capsys.readouterr().out
 
 
+def test_a_server_that_does_not_stop_costs_its_candidate_and_not_the_run(fleet: Fleet, tmp_path: Path) -> None:
+    assert tune("--grid", "--try", "engine.max_num_seqs=9,128", "--out", "out", "--json") == 0
+    result = json.loads((tmp_path / "out" / "tune.json").read_text())["result"]
+    assert result["winner"] == {"engine.max_num_seqs": 128}
+    assert "its server did not stop within 90 s and was killed" in {each["dropped"] for each in result["candidates"]}
+
+
 def test_a_run_that_was_stopped_keeps_what_it_has_and_goes_on_without_measuring_it_again(
     fleet: Fleet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -146,6 +161,38 @@ def test_a_run_that_was_stopped_keeps_what_it_has_and_goes_on_without_measuring_
     assert tune(*CANDIDATES, "--resume", "out", "--json") == 0
     assert json.loads(capsys.readouterr().out)["result"] == document["result"]
     assert fleet.started == []
+
+
+def test_a_reason_in_brackets_is_shown_as_it_is(fleet: Fleet, capsys: pytest.CaptureFixture[str]) -> None:
+    fleet.reason = "no such option [/b]"
+    assert tune("--grid", "--try", "engine.max_num_seqs=7", "--out", "out") == 1
+    assert "dropped, ballast-demo/cpu could not be started: no such option [/b]" in " ".join(
+        capsys.readouterr().err.split()
+    )
+
+
+def test_a_run_that_was_stopped_before_it_measured_anything_says_so_as_json(
+    fleet: Fleet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fleet.before_round = lambda: os.kill(os.getpid(), signal.SIGTERM)
+    assert tune(*CANDIDATES, "--out", "out", "--json") == 130
+    document = json.loads(capsys.readouterr().out)
+    assert (document["status"], document["result"]) == ("interrupted", None)
+
+
+def test_help_has_the_defaults_of_a_tuning() -> None:
+    assert "default: 10s" in command.parser().format_help()
+
+
+def test_ctrl_c_is_heard_also_by_a_job_in_the_background(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[object] = []
+    monkeypatch.setattr(command, "main", lambda _: heard.append(signal.getsignal(signal.SIGINT)) or 0)
+    former = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert main(["tune"]) == 0
+    finally:
+        signal.signal(signal.SIGINT, former)
+    assert heard == [signal.default_int_handler]
 
 
 def test_nothing_is_written_where_nothing_is_cheaper(

@@ -51,6 +51,39 @@ def test_what_is_no_trace_is_refused(text: str, tmp_path: Path) -> None:
         read_trace(path)
 
 
+HEADER = "arrival_s,prompt_tokens,output_tokens\n0,1,1\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{HEADER}nan,1,1\n", f"{HEADER}inf,1,1\n", f"{HEADER}1,inf,1\n", f"{HEADER}1,1,1e30\n", f"{HEADER}1,1\n",
+        f"{HEADER}1,1,{'9' * 200_000}\n", '{"timestamp": NaN, "input_length": 1, "output_length": 1}\n',
+        '{"timestamp": 1, "input_length": Infinity, "output_length": 1}\n',
+    ],
+)  # fmt: skip
+def test_a_row_that_is_no_request_is_named_by_its_line(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(text)
+    line = text.count("\n")
+    with pytest.raises(TraceError, match=rf"t\.csv, line {line}: .*mend this line or remove it"):
+        read_trace(path)
+
+
+def test_a_damaged_archive_cannot_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv.gz"
+    whole = gzip.compress(OURS.encode())
+    path.write_bytes(whole[:10] + bytes(255 - byte for byte in whole[10:]))
+    with pytest.raises(TraceError, match=r"t\.csv\.gz: cannot be read"):
+        read_trace(path)
+
+
+def test_requests_that_all_come_at_once_have_no_rate_to_change() -> None:
+    at_once = Trace("t", array("d", [0.0, 0.0]), array("l", [9, 9]), array("l", [9, 9]))
+    with pytest.raises(TraceError, match="replay it as it is"):
+        at_once.resampled(60.0, 1.0, seed=1)
+
+
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(TraceError):
         read_trace(tmp_path / "none.csv.gz")
