@@ -185,7 +185,7 @@ def _plan(
         forecast_per_s=market.rate_per_s,
         miss_usd=market.miss.usd,
         budget_spent=spent,
-        expected_miss=min(1.0, missed_per_s / market.rate_per_s),
+        expected_miss=min(1.0, max(0.0, missed_per_s / market.rate_per_s)),
         usd_per_hour=usd_per_hour,
         usd_per_million_tokens=usd_per_hour / tokens_per_hour * 1e6 if tokens_per_hour > 0.0 else None,
     )

@@ -129,7 +129,7 @@ class Market:
                     break
                 self._minutes.append((load_per_s, probability))
                 rest -= probability
-            self._minutes.append((self._ceiling_per_s, rest))
+            self._minutes.append((self._ceiling_per_s, max(0.0, rest)))  # less than 0 by rounding
         return self._minutes
 
     def _lost_per_s(self, capacity_per_s: float) -> float:

@@ -125,8 +125,8 @@ steps, and seconds in steps."""
 class Load(TypedDict):
     """LOAD frame: what a replica says about itself, several times a second.
 
-    ``streams`` counts those of all gateways, ``pending_prompt_tokens`` the prompts of those whose answer has not
-    begun. The last five are what its engine has done, its measured speed, and its bounds.
+    ``standstill_s`` is for how long its engine has had work and taken no step, in seconds. ``streams`` counts those of all
+    gateways, ``pending_prompt_tokens`` the prompts of those whose answer has not begun. The last five are what its engine has done, its measured speed, and its bounds.
     """
 
     running: int
@@ -135,6 +135,7 @@ class Load(TypedDict):
     kv_tokens: float
     tokens_per_s: float
     iterations: int
+    standstill_s: float
     draining: bool
     streams: int
     pending_prompt_tokens: int

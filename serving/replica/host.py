@@ -8,6 +8,7 @@ import asyncio
 import logging
 import os
 import pickle
+import signal
 import socket
 import sys
 import traceback
@@ -272,6 +273,9 @@ def run(payload: bytes, control: socket.socket) -> None:
 
 
 async def _serve(host: ReplicaHost, control: socket.socket) -> None:
+    told_to_end = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, told_to_end.set)
+    os.register_at_fork(after_in_child=_leave_signals_to_the_parent)
     reader, writer = await asyncio.open_unix_connection(sock=control)
     try:
         told = asdict(await host.start())
@@ -282,7 +286,14 @@ async def _serve(host: ReplicaHost, control: socket.socket) -> None:
     await writer.drain()
     if "error" not in told:
         watch, asked = asyncio.create_task(host.watch()), asyncio.create_task(reader.readline())
-        await asyncio.wait((watch, asked), return_when=asyncio.FIRST_COMPLETED)
+        told = asyncio.create_task(told_to_end.wait())
+        await asyncio.wait((watch, asked, told), return_when=asyncio.FIRST_COMPLETED)
         if watch.done():
             end_process()
     await host.stop()
+
+
+def _leave_signals_to_the_parent() -> None:
+    """An engine that is forked shares the pipe by which its parent's loop hears of signals."""
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -7,6 +7,7 @@ sends becomes HEAD and BODY frames. Frames of one event-loop turn leave in one w
 
 import asyncio
 import logging
+import math
 import secrets
 import socket
 from hmac import compare_digest
@@ -34,6 +35,7 @@ from serving.protocol.frames import (
     piece,
     prove,
 )
+from serving.replica.watchdog import Watchdog
 
 logger = logging.getLogger("ballast.replica")
 
@@ -73,6 +75,7 @@ class ReplicaServer:
         self._connections: set[_GatewayConnection] = set()
         self._load_task: asyncio.Task[None] | None = None
         self._tokens_per_s = 0.0
+        self._watchdog = Watchdog(math.inf)
 
     async def listen_unix(self, path: Path) -> None:
         loop = asyncio.get_running_loop()
@@ -137,6 +140,7 @@ class ReplicaServer:
             "kv_tokens": engine.kv_tokens,
             "tokens_per_s": self._tokens_per_s,
             "iterations": engine.iterations,
+            "standstill_s": self._watchdog.standstill_s(engine, asyncio.get_running_loop().time()),
             "draining": self.draining,
             "streams": self.num_streams,
             "pending_prompt_tokens": sum(connection.pending_prompt_tokens for connection in self._connections),

@@ -19,6 +19,10 @@ class Watchdog:
 
     def is_hung(self, load: EngineLoad, now_s: float) -> bool:
         """Whether the engine has stood still for longer than ``limit_s`` with something to do. Ask often."""
+        return self.standstill_s(load, now_s) > self.limit_s
+
+    def standstill_s(self, load: EngineLoad, now_s: float) -> float:
+        """For how many seconds the engine has taken no step, with something to do. Ask often."""
         if load.iterations != self._iterations or not (load.unfinished or self.is_asked):
             self._iterations, self._since_s = load.iterations, now_s
-        return now_s - self._since_s > self.limit_s
+        return now_s - self._since_s

@@ -13,6 +13,8 @@ from serving.router.prediction import StepModel, prefill_tokens_per_s, tpot_s
 UNKNOWN_SPEED = StepModel(0.01, 0.0, 0.0, 1e-5, 2048, 256, 1_000_000)
 #: So many more than it runs at once may wait inside an engine, as a share: when one ends the next is there already.
 QUEUED_SHARE = 0.05
+#: An engine may take this long for a step, in seconds; for as much longer as it has stood still already, it is taken to.
+LONG_STEP_S = 1.0
 #: A prompt counts as done after this many times what it was predicted to take, if nothing was heard of it.
 PATIENCE = 2.0
 
@@ -52,6 +54,7 @@ class Replica:
     """Tokens that the requests sent since the last report will hold."""
     _others_pending_tokens: int = 0
     _others_streams: int = 0
+    _standstill_s: float = 0.0
     _kv_tokens: float = 0.0
     """Those that its sequences have, which cost time."""
     _kv_used_tokens: float = 0.0
@@ -70,6 +73,7 @@ class Replica:
         self._speed = StepModel.of(load)
         self._others_streams = max(0, load["streams"] - self.link.num_streams)
         self._others_pending_tokens = max(0, load["pending_prompt_tokens"] - self._own_pending_tokens)
+        self._standstill_s = max(0.0, load["standstill_s"] - LONG_STEP_S)
         self._kv_tokens = load["kv_tokens"]
         self._kv_used_tokens = load["kv_cache_usage"] * load["kv_capacity_tokens"]
         self._own_kv_tokens = 0
@@ -85,7 +89,8 @@ class Replica:
         # A pending prompt decodes nothing yet, and what is more than the engine runs at once waits inside it.
         num_decoding = min(self.num_running, speed.max_num_seqs)
         self.prefill_tokens_per_s = prefill_tokens_per_s(speed, num_decoding, self._kv_tokens)
-        self.backlog_s = (self._own_pending_tokens + self._others_pending_tokens) / self.prefill_tokens_per_s
+        pending_tokens = self._own_pending_tokens + self._others_pending_tokens
+        self.backlog_s = pending_tokens / self.prefill_tokens_per_s + self._standstill_s
         self.tpot_s = tpot_s(speed, num_decoding, self._kv_tokens)
         self.num_queue_slots = math.ceil(QUEUED_SHARE * speed.max_num_seqs)
         self.num_free_slots = speed.max_num_seqs + self.num_queue_slots - self.num_running

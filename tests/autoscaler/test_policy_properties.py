@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import given, settings
@@ -68,6 +69,15 @@ def test_no_figure_makes_it_raise_or_answer_nonsense(ticks: list[Any], spec: Spe
         assert 0.0 <= plan.expected_miss <= 1.0
         document = json.dumps(to_dict(memory), allow_nan=False)
         assert from_dict(json.loads(document)) == memory
+
+
+def test_a_share_stays_one_after_a_rate_that_is_a_mistake() -> None:
+    """Small errors of big numbers are big."""
+    memory = Memory()
+    absurd = replace(demand(1.0), interval_s=60.0, num_arrived=10**300)
+    for now_s, told in ((0.0, absurd), (369.0, demand(0.0)), (968.0, demand(0.0)), (1568.0, demand(0.0))):
+        plan, memory = decide(now_s, {}, told, PRICES, SPEC, memory)
+        assert 0.0 <= plan.expected_miss <= 1.0
 
 
 @settings(max_examples=25, deadline=None)

@@ -1,6 +1,7 @@
 """A replica's engine in a process of its own: it serves, ends when it is told to, and tells of its end."""
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -14,8 +15,10 @@ from serving.lifecycle import zygote
 from serving.lifecycle.processes import start_ticks
 from serving.replica import host as module
 from serving.replica.host import ForkedHost
+from serving.protocol.frames import Kind
 from serving.replica.options import ReplicaOptions
-from tests.support.stack import until
+from tests.support.peers import GatewayPeer
+from tests.support.stack import SECRET, chat, until
 
 
 @pytest.fixture
@@ -105,3 +108,23 @@ async def test_when_no_zygote_can_be_had_it_starts_afresh(
     served = await host.start()
     assert start_ticks(served.pid) is not None
     assert "could not be forked" in caplog.text
+
+
+async def test_told_by_a_signal_to_end_it_finishes_what_it_has(options: ReplicaOptions) -> None:
+    slow = replace(options, secret=SECRET, drain_s=30.0, engine_args={"step_s": 0.01})
+    host = ForkedHost(slow, "r1")
+    served = await host.start()
+    peer = await GatewayPeer.accepted(Path(served.address.removeprefix("unix:")))
+    peer.open(1, chat(max_tokens=30, stream=True))
+    await peer.read_kind(Kind.PIECE, Kind.BODY)
+    os.kill(served.pid, signal.SIGTERM)
+    while True:
+        _, _, payload = await peer.read_kind(Kind.LOAD)
+        if json.loads(payload)["draining"]:
+            break
+    kind, _, usage = await peer.read_end()
+    assert (kind, usage["output_tokens"]) == (Kind.END, 30)
+    await host.watch()
+    assert host.dead
+    await peer.close()
+    await host.stop()

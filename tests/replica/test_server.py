@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from serving.engine.base import Engine, current_request
+from serving.engine.base import Engine, EngineLoad, current_request
 from serving.engine.scripted import Script, ScriptedEngine
 from serving.protocol.asgi import AsgiApp, Receive, Scope, Send
 from serving.protocol.frames import HEADER, Decoder, Kind, OpenHead, encode, encode_open, prove
@@ -454,3 +454,14 @@ async def test_load_is_reported_again_and_again(bench: Bench, monkeypatch: pytes
     assert loads[-1]["running"] == 1
     assert loads[-1]["tokens_per_s"] > 0
     assert loads[-1]["iterations"] > loads[1]["iterations"]
+
+
+async def test_an_engine_that_stands_still_with_work_is_reported(bench: Bench) -> None:
+    engine = AppEngine(Events([]))
+    server = await bench.serve(engine)
+    assert server.load()["standstill_s"] == 0.0
+    engine.gauges = EngineLoad(iterations=3, unfinished=1)
+    server.load()
+    await until(lambda: server.load()["standstill_s"] > 0.01)
+    engine.gauges = EngineLoad(iterations=4, unfinished=1)
+    assert server.load()["standstill_s"] == 0.0

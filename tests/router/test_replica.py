@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from serving.protocol.frames import Load
 from serving.protocol.membership import ReplicaAddress
-from serving.router.replica import PATIENCE, Replica
+from serving.router.replica import LONG_STEP_S, PATIENCE, Replica
 from tests.support.peers import IDLE
 
 SPEED = (0.01, 1e-4, 1e-7, 1e-4)
@@ -176,3 +176,11 @@ def test_no_report_makes_a_promise_that_is_none(loads: list[dict[str, Any]], pro
         prefill.end()
     known.on_load(load(), 1.0)
     assert known.backlog_s == 0.0
+
+
+def test_one_that_stands_still_promises_nothing_soon() -> None:
+    stuck, slow, well = loaded(standstill_s=5.0), loaded(standstill_s=LONG_STEP_S), loaded()
+    assert stuck.backlog_s == 5.0 - LONG_STEP_S
+    assert slow.backlog_s == well.backlog_s == 0.0, "a step may take a while"
+    stuck.on_load(load(standstill_s=0.0), 1.0)
+    assert stuck.backlog_s == 0.0

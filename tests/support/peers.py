@@ -23,7 +23,7 @@ from tests.support.wire import GUARD_S
 
 IDLE: Load = {
     "running": 0, "waiting": 0, "kv_cache_usage": 0.0, "kv_tokens": 0.0, "tokens_per_s": 0.0, "iterations": 0,
-    "draining": False, "streams": 0, "pending_prompt_tokens": 0, "work": (0.0, 0.0, 0.0, 0.0, 0.0),
+    "standstill_s": 0.0, "draining": False, "streams": 0, "pending_prompt_tokens": 0, "work": (0.0, 0.0, 0.0, 0.0, 0.0),
     "speed": (0.001, 0.0, 0.0, 1e-6), "max_num_seqs": 64, "max_num_batched_tokens": 2048, "kv_capacity_tokens": 100_000,
 }  # fmt: skip
 USAGE = {"prompt_tokens": 1, "cached_tokens": 0, "output_tokens": 2, "finish_reason": "stop"}
