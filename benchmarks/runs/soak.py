@@ -15,7 +15,7 @@ from benchmarks.runs import document as documents
 from benchmarks.runs import words
 from benchmarks.runs.leak import slope_of
 from benchmarks.runs.live import View, quiet
-from benchmarks.runs.options import add_load, add_outcome, add_target, add_workload, check_load, make_plan
+from benchmarks.runs.options import add_load, add_outcome, add_target, add_workload, check_load, make_plan, span_s
 from benchmarks.runs.round import run_round
 from benchmarks.runs.serve import INTERRUPTED_EXIT_CODE, finish, start_document, write_out
 
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = documents.new_folder("soak", options.out)
     document = start_document("soak", given, plan)
     try:
-        with View("soak", options.warmup + options.duration) as view:
+        with View("soak", span_s(options)) as view:
             found = run_round(plan, folder, 0, options.rate, quiet if options.json else view)
     except KeyboardInterrupt:
         return finish(document, folder, plan, interrupted=True)
