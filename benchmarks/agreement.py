@@ -7,6 +7,10 @@ guidellm has an environment of its own (``pip install guidellm==0.8.1``), and FI
 
 guidellm's clock for TTFT and latency starts when a request is sent, and its ITL is a request's mean: ours are compared
 by the same measure (`ttft_service`, `tpot`). On a server that keeps up, the two starts are the same moment.
+
+With ``--metrics-url`` the server's own percentiles during each tool's runs stand beside: on a machine that all share, a
+tool that computes much slows the server that it measures, and both are right. guidellm gets one worker process: on two
+cores ten of its own would be most of the load.
 """
 
 import argparse
@@ -20,7 +24,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +37,8 @@ from benchmarks.load.mistake import BenchError
 from benchmarks.load.null_server import Manners
 from benchmarks.runs import serve
 from benchmarks.runs.document import read
+from benchmarks.runs.prometheus import continued, over
+from benchmarks.runs.watcher import Source
 
 POINTS = ("p50", "p90", "p95", "p99")
 PROMPT_TOKENS, OUTPUT_TOKENS = 64, 32
@@ -83,7 +90,10 @@ def _run(command: Sequence[str]) -> None:
 
 def _environment() -> dict[str, str]:
     """Without this checkout on its path: guidellm has packages of its own."""
-    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {
+        "HF_HUB_OFFLINE": "1",
+        "GUIDELLM__MAX_WORKER_PROCESSES": "1",
+    }
 
 
 def by_us(url: str, model: str, rate_per_s: float, seconds: float, seed: int) -> dict[str, Any]:
@@ -99,6 +109,18 @@ def by_us(url: str, model: str, rate_per_s: float, seconds: float, seed: int) ->
         figures = read(Path(folder)).document["rounds"][0]["latency"]
     found = {name: {point: figures[ours][point]["value"] for point in POINTS} for name, ours in OURS.items()}
     return {**found, "num_requests": figures["e2e_service_ms"]["n"]}
+
+
+def with_server(source: Source | None, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What ``run`` says, and under ``server`` what the server says of the same time, in milliseconds by metric and
+    percentile; it has no word for TPOT."""
+    if source is None:
+        return run()
+    before = source.scrape()
+    said = run()
+    found = over([before, continued(before, source.scrape())])
+    truth = {name: {point: found[f"server_{name}_ms"][point]["value"] for point in POINTS} for name in ("ttft", "e2e")}
+    return said | {"server": truth}
 
 
 def known(manners: Manners) -> dict[str, dict[str, float]]:
@@ -123,10 +145,17 @@ def compare(
             ours, theirs = (
                 statistics.median(each[who][name][point] for each in rounds) for who in ("ballast", "guidellm")
             )
+            meanwhile = {
+                f"server_under_{who}_ms": round(
+                    statistics.median(each[who]["server"][name][point] for each in rounds), 3
+                )
+                for who in ("ballast", "guidellm")
+                if name in rounds[0][who].get("server", {})
+            }
             yield {
                 "metric": name, "percentile": point, "ballast_ms": round(ours, 3),
                 "guidellm_ms": round(theirs, 3), "ratio": round(ours / theirs, 3),
-                "server_ms": round(truth[name][point], 3) if truth else None,
+                "server_ms": round(truth[name][point], 3) if truth else None, **meanwhile,
             }  # fmt: skip
 
 
@@ -134,23 +163,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.agreement", description=__doc__)
     parser.add_argument("--guidellm", type=Path, required=True, metavar="FILE", help="its program")
     parser.add_argument("--url", help="a server's base URL, without /v1 (default: the null server)")
+    parser.add_argument("--metrics-url", help="that server's metrics: http://127.0.0.1:8001/metrics for Ballast")
     parser.add_argument("--model", default="demo", help="default: demo, as the null server answers to any")
     parser.add_argument("--rate", type=float, default=20.0, metavar="R", help="requests/s")
     parser.add_argument("--duration", type=float, default=20.0, metavar="S", help="of each run")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file")
     options = parser.parse_args(arguments)
+    if options.metrics_url and not options.url:
+        parser.error("--metrics-url is of the server at --url")
+    source = Source(options.metrics_url) if options.metrics_url else None
     head = environment.describe()
     with contextlib.ExitStack() as stack:
         url = options.url or f"http://127.0.0.1:{stack.enter_context(started(SAME))}"
         rounds = []
         for number in range(options.rounds):
-            theirs = by_guidellm(options.guidellm, url, options.model, options.rate, options.duration)
-            ours = by_us(f"{url}/v1", options.model, options.rate, options.duration, number)
+            load = (options.model, options.rate, options.duration)
+            theirs = with_server(source, partial(by_guidellm, options.guidellm, url, *load))
+            ours = with_server(source, partial(by_us, f"{url}/v1", *load, seed=number))
             rounds.append({"guidellm": theirs, "ballast": ours})
     rows = list(compare(rounds, None if options.url else known(SAME)))
     for row in rows:
         server = "" if row["server_ms"] is None else f"server {row['server_ms']:9.2f} ms   "
+        if "server_under_ballast_ms" in row:
+            server = f"server {row['server_under_ballast_ms']:8.2f} and {row['server_under_guidellm_ms']:8.2f} ms   "
         print(
             f"{server}"
             f"{row['metric']:5} {row['percentile']}   ballast {row['ballast_ms']:9.2f} ms   "

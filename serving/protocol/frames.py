@@ -125,8 +125,9 @@ steps, and seconds in steps."""
 class Load(TypedDict):
     """LOAD frame: what a replica says about itself, several times a second.
 
-    ``standstill_s`` is for how long its engine has had work and taken no step, in seconds. ``streams`` counts those of all
-    gateways, ``pending_prompt_tokens`` the prompts of those whose answer has not begun. The last five are what its engine has done, its measured speed, and its bounds.
+    ``standstill_s`` is for how long its engine has had work and taken no step, in seconds. ``streams`` counts those of
+    all gateways, ``pending_prompt_tokens`` the prompts of those whose answer has not begun. The last five are what its
+    engine has done, its measured speed, and its bounds.
     """
 
     running: int

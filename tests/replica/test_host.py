@@ -13,9 +13,9 @@ import pytest
 
 from serving.lifecycle import zygote
 from serving.lifecycle.processes import start_ticks
+from serving.protocol.frames import Kind
 from serving.replica import host as module
 from serving.replica.host import ForkedHost
-from serving.protocol.frames import Kind
 from serving.replica.options import ReplicaOptions
 from tests.support.peers import GatewayPeer
 from tests.support.stack import SECRET, chat, until
