@@ -13,7 +13,7 @@ from serving.router.prediction import StepModel, prefill_tokens_per_s, tpot_s
 UNKNOWN_SPEED = StepModel(0.01, 0.0, 0.0, 1e-5, 2048, 256, 1_000_000)
 #: So many more than it runs at once may wait inside an engine, as a share: when one ends the next is there already.
 QUEUED_SHARE = 0.05
-#: An engine may take this long for a step, in seconds. What stands still for longer is taken to go on for as long again.
+#: An engine may take this long for a step, in seconds. What stands still for longer will for as long again.
 LONG_STEP_S = 1.0
 #: A prompt counts as done after this many times what it was predicted to take, if nothing was heard of it.
 PATIENCE = 2.0
