@@ -15,7 +15,7 @@ import traceback
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import orjson
 import uvloop
@@ -285,9 +285,12 @@ async def _serve(host: ReplicaHost, control: socket.socket) -> None:
     writer.write(orjson.dumps(told) + b"\n")
     await writer.drain()
     if "error" not in told:
-        watch, asked = asyncio.create_task(host.watch()), asyncio.create_task(reader.readline())
-        told = asyncio.create_task(told_to_end.wait())
-        await asyncio.wait((watch, asked, told), return_when=asyncio.FIRST_COMPLETED)
+        watch = asyncio.create_task(host.watch())
+        asked: list[asyncio.Task[Any]] = [
+            asyncio.create_task(reader.readline()),
+            asyncio.create_task(told_to_end.wait()),
+        ]
+        await asyncio.wait([watch, *asked], return_when=asyncio.FIRST_COMPLETED)
         if watch.done():
             end_process()
     await host.stop()
