@@ -371,8 +371,11 @@ async def test_a_slow_reader_has_no_more_time_in_all_than_others(tmp_path: Path)
         wire = await stack.wire(receive_buffer_bytes=4096, limit_bytes=1024)
         await wire.post(CHAT, json.dumps(chat(stream=True)).encode())
         await stuck(flood, flood)
+        stack.tick(49)
+        assert stack.inference.num_in_flight == 1
         stack.tick(51)
         await stack.until(lambda: flood.num_dropped == 1)
+        assert (await stack.request_line(status=499))["error"] == "slow_reader"
         wire.abort()
 
 

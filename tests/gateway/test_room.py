@@ -35,7 +35,9 @@ def test_however_many_flood_one_who_comes_later_has_room(num_floods: int) -> Non
                 supply.take(f"flood {number}", 1)
             except RateLimited:
                 continue
+    taken = supply.taken
     supply.take("quiet", 1)
+    assert supply.taken == taken + 1
 
 
 def test_nobody_gets_more_than_there_is() -> None:

@@ -40,6 +40,12 @@ def test_an_error_event_is_no_clean_end(dialect: Dialect) -> None:
     assert b"finish_reason" not in event
 
 
+def test_an_error_event_of_responses_says_that_it_is_one() -> None:
+    event = error_event(EngineUnavailable("gone"), Dialect.RESPONSES)
+    [data] = EventDecoder().feed(event)
+    assert json.loads(data)["type"] == "error"
+
+
 def test_retry_after_is_whole_seconds_and_never_zero() -> None:
     headers = dict(error_headers(RateLimited("slow down", retry_after_s=0.2)))
     assert headers[b"retry-after"] == b"1"
