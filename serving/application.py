@@ -102,8 +102,11 @@ def build_application(config: Config, site: Site) -> Application:
     return _with_version(gateway, gateway_version(config)).bind(options, pools)
 
 
-def _neutral_autoscaling(least: int, most: int, initial: int) -> AutoscalingConfig:
+def _neutral_autoscaling(least: int, most: int, initial: int | None) -> AutoscalingConfig:
     """Bounds and signal intervals for Ray Serve; what it would decide, and delay, is `serve_policy.py`'s alone.
+
+    ``initial``: None: as many as there are, for a deployment that runs already. Ray Serve would go back to any other
+    number whenever something of the deployment changes.
 
     The gateways' number is fixed; they have one because only deployments with one are seen, and heard, by a policy.
     """
@@ -124,12 +127,12 @@ def _neutral_autoscaling(least: int, most: int, initial: int) -> AutoscalingConf
 def _pool_deployment(
     name: str, config: Config, model: ModelConfig, pool: CpuPool | CudaPool, site: Site
 ) -> Application:
+    least = pool.replicas.min if site.is_placeable(pool) else 0
+    initial = None if name in site.deployed else least
     deployment = serve.deployment(
         PoolReplica,
         name=name,
-        autoscaling_config=_neutral_autoscaling(
-            0, pool.replicas.max, pool.replicas.min if site.is_placeable(pool) else 0
-        ),
+        autoscaling_config=_neutral_autoscaling(0, pool.replicas.max, initial),
         max_surge_percent=SURGE_OF_ONE if site.has_room_for(pool) else 0,
         max_ongoing_requests=NO_SERVE_LIMIT,
         graceful_shutdown_timeout_s=config.server.shutdown_grace_s + 10,

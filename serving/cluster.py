@@ -124,6 +124,7 @@ class Cluster:
             node_resources=resources,
             spare_resources=ray.available_resources(),
             policy=policy or FLEET_POLICY,
+            deployed=frozenset(state.name for state in self.deployments()),
         )
         client = _get_global_client()  # what `serve deploy` uses through its dashboard, which does not run here
         assert client is not None, "start() has connected to Ray Serve"

@@ -36,6 +36,8 @@ class Site:
     spare_resources: Mapping[str, float] = field(default_factory=dict)
     """What of that nobody has taken: room for a new replica beside the one that it replaces."""
     policy: str = FLEET_POLICY
+    deployed: frozenset[str] = frozenset()
+    """Names of the deployments that run already."""
 
     def is_placeable(self, pool: CpuPool | CudaPool) -> bool:
         """Whether a node could take a replica of ``pool``. One that cannot be placed must not hold the others up."""

@@ -56,6 +56,12 @@ def test_a_pool_that_no_node_can_take_is_not_waited_for(tmp_path: Path) -> None:
     assert pool_of(config(CUDA), there)._deployment_config.autoscaling_config.initial_replicas == 1
 
 
+def test_a_pool_that_runs_keeps_the_replicas_that_it_has(tmp_path: Path) -> None:
+    name = pool_of(config(), site(tmp_path)).name
+    running = replace(site(tmp_path), deployed=frozenset({name}))
+    assert pool_of(config(), running)._deployment_config.autoscaling_config.initial_replicas is None
+
+
 def test_a_pool_may_have_a_python_of_its_own(tmp_path: Path) -> None:
     options = pool_of(config(python=sys.executable), site(tmp_path))._replica_config.ray_actor_options
     assert options["runtime_env"]["py_executable"] == sys.executable

@@ -173,7 +173,12 @@ def scenario_of(decisions: list[dict[str, Any]], step_models: dict[str, StepMode
 
 def _tuning() -> Tuning:
     given = config()["autoscaler"]
-    return Tuning(**{name: float(value) for name, value in given.items()})
+    return Tuning(
+        min_hold_s=given["min_hold_s"],
+        relearn_s=given["relearn_s"],
+        patience_s=given["patience_s"],
+        back_off_s=given["back_off_s"],
+    )
 
 
 def _summary(outcomes: list[Outcome]) -> dict[str, Any]:

@@ -12,21 +12,29 @@ from serving.autoscaler.types import Binding, Spec
 _SPENDING = (Binding.MAX_USD_PER_HOUR, Binding.TARGET_USD_PER_MILLION_TOKENS)
 
 
-def usd_per_hour_bound(offers: Sequence[PoolOffer], seen: Outlook, spec: Spec) -> tuple[float, Binding]:
-    """The most that may be spent per hour, and which setting says so."""
+def usd_per_hour_bound(market: Market, seen: Outlook, spec: Spec) -> tuple[float, Binding]:
+    """The most that may be spent per hour, and which setting says so. A price per token is one at the load that is
+    planned for: at the mean alone, a burst would wait for half an hour of itself.
+    """
     bound, binding = math.inf, Binding.MAX_USD_PER_HOUR
     if spec.max_usd_per_hour is not None:
         bound = clean_number(spec.max_usd_per_hour, default=math.inf)
     if spec.target_usd_per_million_tokens is not None:
         target = clean_number(spec.target_usd_per_million_tokens, default=math.inf)
-        tokens_per_s = seen.mix_per_s * (seen.prompt_tokens + seen.output_tokens)
-        # One replica cannot be halved: the cheapest that serves everything is always allowed.
-        able = [offer for offer in offers if not offer.is_fallback] or offers
-        least = min((offer.usd_per_s for offer in able), default=0.0) * 3600.0
-        by_target = max(least, target * tokens_per_s * 3600.0 / 1e6)
+        load_per_s = max(seen.mix_per_s, seen.present_per_s, market.rate_per_s)
+        tokens_per_s = load_per_s * (seen.prompt_tokens + seen.output_tokens)
+        by_target = max(_least_usd_per_hour(market.offers), target * tokens_per_s * 3600.0 / 1e6)
         if by_target < bound:
             bound, binding = by_target, Binding.TARGET_USD_PER_MILLION_TOKENS
     return bound, binding
+
+
+def _least_usd_per_hour(offers: Sequence[PoolOffer]) -> float:
+    """One replica cannot be halved: the cheapest that serves everything is always allowed, beside all minimums."""
+    kept = sum(offer.min_replicas * offer.usd_per_s for offer in offers)
+    able = [offer for offer in offers if offer.max_replicas and not offer.is_fallback]
+    able = able or [offer for offer in offers if offer.max_replicas]
+    return 3600.0 * (kept + min((0.0 if offer.min_replicas else offer.usd_per_s for offer in able), default=0.0))
 
 
 def within_spend(

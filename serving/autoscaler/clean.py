@@ -31,8 +31,8 @@ def clean_demand(demand: Demand) -> Demand:
     """Every figure finite and at least 0."""
     figures = (
         demand.interval_s, demand.num_arrived, demand.prompt_tokens, demand.num_finished, demand.output_tokens,
-        demand.num_met, demand.num_missed, demand.num_queued, demand.num_late, demand.late_prompt_tokens,
-        demand.oldest_late_s, *demand.prompts,
+        demand.num_met, demand.num_missed, demand.num_turned_away, demand.turned_away_prompt_tokens,
+        demand.num_queued, demand.num_late, demand.late_prompt_tokens, demand.oldest_late_s, *demand.prompts,
     )  # fmt: skip
     if _are_sane(figures) and len(demand.prompts) == NUM_PROMPT_BUCKETS:
         return demand
@@ -46,6 +46,8 @@ def clean_demand(demand: Demand) -> Demand:
         output_tokens=clean_count(demand.output_tokens),
         num_met=clean_count(demand.num_met),
         num_missed=clean_count(demand.num_missed),
+        num_turned_away=clean_count(demand.num_turned_away),
+        turned_away_prompt_tokens=clean_count(demand.turned_away_prompt_tokens),
         num_queued=clean_count(demand.num_queued),
         num_late=clean_count(demand.num_late),
         late_prompt_tokens=clean_count(demand.late_prompt_tokens),

@@ -88,7 +88,9 @@ class ModelAutoscaler:
                 num_starting=len(state.starting_age_s),
                 coming_s=coming_s,
                 cold_start_s=cold_starts_s.get(pool, 0.0),
-                is_available=state.is_placeable and pool not in backed_off,
+                is_available=state.is_placeable
+                and pool not in backed_off
+                and (decision.is_applied or bool(state.starting_age_s)),
                 is_fallback=pool in fallbacks,
                 binding=bindings.get(pool, ""),
                 usd_per_hour=cost.usd_per_hour,

@@ -21,7 +21,7 @@ from serving.router.prediction import StepModel
 FILE_NAME = "decisions.jsonl"
 FORMER_FILE_NAME = "decisions.1.jsonl"
 MAX_FILE_BYTES = 64 * 2**20
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _BLOCK_BYTES = 2**16
 """Read at once, from a file's end."""
 
@@ -85,7 +85,7 @@ class DecisionLog:
                 torn = b"" if self._is_whole() else b"\n"
                 file.write(torn + b"".join(json.dumps(document).encode() + b"\n" for document in documents))
         except OSError:
-            self._started.discard(decision.model)  # what follows can be replayed from a new start only
+            self._started.clear()  # after half a line, each model can be replayed from a new start only
             raise
         self._started.add(decision.model)
 

@@ -18,16 +18,20 @@ def hold(
     dt_s: float,
     tuning: Tuning,
 ) -> tuple[list[int], list[Binding], list[PoolMemory]]:
-    """Up at once; down late, and only to what still holds at the highest recent load."""
+    """Up at once; down late, and only to what still holds at the highest recent load. What is to be the only replica is
+    seen through its start: whoever it was started for comes back."""
+    only = _only_one_coming(pools) if not any(wanted) else None
     targets = [max(number, pool.current) for number, pool in zip(wanted, pools, strict=True)]
     bindings: list[Binding] = []
     memories: list[PoolMemory] = []
     for index, pool in enumerate(pools):
         number, current = wanted[index], min(pool.current, pool.max_replicas)
+        is_kept = index == only and not number
+        number = 1 if is_kept else number
         regret, since_down_s = _regretted(pool, number > current, dt_s, tuning)
         unneeded_s, least = pool.memory.unneeded_s, pool.memory.wanted_since
         targets[index] = max(number, current)
-        binding = Binding.SLO
+        binding = Binding.HOLD if is_kept else Binding.SLO
         if number >= current:
             # A moment of need takes back as much of the time that less was enough.
             unneeded_s = max(0.0, unneeded_s - dt_s)
@@ -63,6 +67,18 @@ def hold(
             )
         )
     return targets, bindings, memories
+
+
+def _only_one_coming(pools: Sequence[PoolView]) -> int | None:
+    """The pool whose replica will be ready first, where none is yet."""
+    if any(pool.state.num_ready for pool in pools):
+        return None
+    coming = [
+        (pool.cold_start_s - max(pool.state.starting_age_s), index)
+        for index, pool in enumerate(pools)
+        if pool.state.starting_age_s and pool.max_replicas
+    ]
+    return min(coming)[1] if coming else None
 
 
 def _regretted(pool: PoolView, is_up: bool, dt_s: float, tuning: Tuning) -> tuple[float, float | None]:

@@ -13,7 +13,10 @@ from serving.autoscaler.types import NUM_PROMPT_BUCKETS, Demand, PoolState, Work
 from serving.protocol.stats import DemandStats, PoolStats
 from serving.router.prediction import StepModel
 
-_COUNTERS = ("num_arrived", "prompt_tokens", "num_finished", "output_tokens", "num_met", "num_missed")
+_COUNTERS = (
+    "num_arrived", "prompt_tokens", "num_finished", "output_tokens", "num_met", "num_missed", "num_turned_away",
+    "turned_away_prompt_tokens",
+)  # fmt: skip
 _WORK = ("num_steps", "prefill_tokens", "decode_tokens", "kv_token_steps", "busy_s")
 
 

@@ -15,7 +15,8 @@ Around it stand what no forecast can know:
 - A replica that starts for too long means that the pool has no capacity: it is left at what runs, for a time that
   doubles with each failure, and the plan is made with the other pools.
 - After a restart nothing is scaled down until enough was seen.
-- A late request is not left alone: with nothing up, the cheapest pool that can serve it starts one replica.
+- A late request is not left alone, nor one that was turned away: where nothing is up that may serve it, the cheapest
+  primary pool that may be paid for starts one replica, or else a fallback pool.
 
 Inputs that are no numbers count as not known. The function never raises for what it is told.
 """
@@ -79,9 +80,10 @@ def decide(
     backlog_per_s = (demand.num_queued + demand.num_late) / max(lead_s, _MIN_DRAIN_S)
     market = Market(offers, seen, foresight, foresight.forecast_per_s + backlog_per_s, miss)
     cheapest = _wanted(market, pools)
-    wanted = _patient(market, cheapest, demand, spec.tuning)
+    bound = usd_per_hour_bound(market, seen, spec)
+    wanted = _patient(market, pools, cheapest, demand, bound[0], spec.tuning)
     held, bindings, pool_memories = hold(market, pools, wanted, known.seen_s, dt_s, spec.tuning)
-    targets, capped_by = within_spend(market, held, usd_per_hour_bound(offers, seen, spec))
+    targets, capped_by = within_spend(market, held, bound)
     if capped_by:
         bindings = [capped_by if got < asked else was for got, asked, was in zip(targets, held, bindings, strict=True)]
     name_bounds(market, pools, cheapest, wanted, targets, bindings)
@@ -140,15 +142,38 @@ def _wanted(market: Market, pools: Sequence[PoolView]) -> tuple[int, ...]:
     return tuple(wanted)
 
 
-def _patient(market: Market, wanted: tuple[int, ...], demand: Demand, tuning: Tuning) -> tuple[int, ...]:
-    """One replica for whoever has waited long, where the cheapest fleet is none at all."""
-    if any(wanted) or not demand.num_late or demand.oldest_late_s <= tuning.patience_s:
+def _patient(
+    market: Market,
+    pools: Sequence[PoolView],
+    wanted: tuple[int, ...],
+    demand: Demand,
+    usd_per_hour_bound: float,
+    tuning: Tuning,
+) -> tuple[int, ...]:
+    """One replica for whoever has waited long where the cheapest fleet is none at all, or was turned away because
+    nothing was up that may serve it. A fallback pool with a replica is no help: it was there, and did not serve.
+    """
+    num_waiting, prompt_tokens = demand.num_turned_away, demand.turned_away_prompt_tokens
+    if demand.oldest_late_s > tuning.patience_s and not any(wanted):
+        num_waiting, prompt_tokens = num_waiting + demand.num_late, prompt_tokens + demand.late_prompt_tokens
+    if not num_waiting:
         return wanted
-    able = [index for index, offer in enumerate(market.offers) if offer.max_replicas]
-    if not able:
+    able = [
+        index
+        for index, (pool, offer) in enumerate(zip(pools, market.offers, strict=True))
+        if offer.max_replicas
+        and (
+            pool.spec.fallback is None
+            or (not pool.state.num_ready and prompt_tokens <= num_waiting * pool.spec.fallback.max_prompt_tokens)
+        )
+        and 3600.0 * (market.usd_per_s(wanted) + offer.usd_per_s) <= usd_per_hour_bound * (1.0 + 1e-9)
+    ]
+    if not able or any(wanted[index] for index in able):
         return wanted
+    # Primary pools first: what brings one late request mostly brings more. A fallback pool first cost 2.4 % more over
+    # the three days of burstgpt.
     chosen = min(able, key=lambda index: (market.offers[index].is_fallback, market.offers[index].usd_per_s))
-    return tuple(int(index == chosen) for index in range(len(wanted)))
+    return (*wanted[:chosen], 1, *wanted[chosen + 1 :])
 
 
 def _plan(

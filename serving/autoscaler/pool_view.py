@@ -49,8 +49,7 @@ def look(spec: PoolSpec, fleet: Fleet, prices: Prices, memory: Memory, now_s: fl
         deviation_s = math.sqrt(max(0.0, known.cold_start_square.value - mean_s * mean_s))
     cold_start_s = mean_s + _Z90 * max(deviation_s, 0.1 * mean_s)
     if state.cold_starts_s or state.starting_age_s or known.backed_off_until_s is not None:
-        timeout_s = max(tuning.min_pending_timeout_s, tuning.pending_timeout_cold_starts * cold_start_s)
-        known = _backed_off(known, state, now_s, timeout_s, tuning)
+        known = _backed_off(known, state, now_s, _timeout_s(known, cold_start_s, tuning), tuning)
     is_off = known.backed_off_until_s is not None
     num_replicas = state.num_ready + len(state.starting_age_s)
     bound = min(spec.max_replicas, known.cap) if is_off else spec.max_replicas
@@ -88,6 +87,15 @@ def _speed(known: Mean, work: Work, model: StepModel) -> Mean:
         + work.prefill_tokens * model.cp_s_per_token
     )
     return known.after(min(4.0, max(0.25, modelled_s / work.busy_s)), math.exp(-work.busy_s / 60.0))
+
+
+def _timeout_s(memory: PoolMemory, cold_start_s: float, tuning: Tuning) -> float:
+    """How long a replica may take to start before it is given up."""
+    is_first = memory.cold_start.weight <= 0.0
+    least_s = tuning.first_pending_timeout_s if is_first else tuning.min_pending_timeout_s
+    timeout_s = max(least_s, tuning.pending_timeout_cold_starts * cold_start_s)
+    num_doublings = min(20, max(0, memory.num_failures - tuning.num_patient_failures))
+    return max(timeout_s, min(tuning.max_pending_timeout_s, timeout_s * 2.0**num_doublings))
 
 
 def _backed_off(memory: PoolMemory, state: PoolState, now_s: float, timeout_s: float, tuning: Tuning) -> PoolMemory:

@@ -23,6 +23,8 @@ _PRIOR_TAIL = 0.01
 """Share of the prior beyond twice the forecast."""
 _PRIOR_REQUESTS = 500.0
 """As many requests' worth of losses does the prior stand for."""
+_FADED_REQUESTS = 1e-6
+"""Fewer than these do not fade further: months without a request must not make a share of nothing."""
 
 
 def prior_spread() -> tuple[float, ...]:
@@ -120,6 +122,7 @@ def fed(shadows: Shadows, arrived: float, dt_s: float, slack_s: float) -> Shadow
 def retold(shadows: Shadows, foretold_per_s: float, fade: float) -> Shadows:
     """With another forecast, and all sums faded."""
     before_per_s = shadows.foretold_per_s or foretold_per_s
+    fade = fade if shadows.num_arrived > _FADED_REQUESTS else 1.0
     return Shadows(
         foretold_per_s=foretold_per_s,
         backlogs_s=shadows.backlogs_s,

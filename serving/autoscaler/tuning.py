@@ -46,7 +46,15 @@ class Tuning:
     pending_timeout_cold_starts: float = 2.0
     """A replica that starts for longer than this many 90th percentiles of a cold start is given up."""
     min_pending_timeout_s: float = 60.0
+    first_pending_timeout_s: float = 600.0
+    """As `min_pending_timeout_s`, before any start of the pool was seen through: a first one may fetch the weights and
+    compile."""
+    num_patient_failures: int = 2
+    """After this many starts that were given up in a row, each is given twice the time of the one before: it may be
+    slow rather than lost."""
+    max_pending_timeout_s: float = 3_600.0
     back_off_s: float = 60.0
     max_back_off_s: float = 900.0
     patience_s: float = 10.0
-    """How long a late request may wait while nothing is up that could serve it."""
+    """How long a late request may wait while nothing is up that could serve it. One that was turned away has waited
+    long enough."""

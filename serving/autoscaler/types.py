@@ -101,6 +101,9 @@ class Demand:
     num_met: int = 0
     num_missed: int = 0
     """Requests whose fate against the SLO became known."""
+    num_turned_away: int = 0
+    """Refused because nothing was up that may serve them, though something could have been started."""
+    turned_away_prompt_tokens: int = 0
     num_queued: int = 0
     """In the gateway, still able to meet their deadline."""
     num_late: int = 0
@@ -128,7 +131,7 @@ class Binding(enum.StrEnum):
     CAPACITY = "capacity"
     """A pool gives no more replicas for now: it is backed off from."""
     PATIENCE = "patience"
-    """Nothing else is up, and somebody has waited long enough."""
+    """Nothing is up that may serve somebody who has waited long enough, or was turned away."""
     HOLD = "hold"
     """Fewer would do, but not for long enough yet."""
     RELEARNING = "relearning"
@@ -143,7 +146,7 @@ class Reason:
     target: int
     binding: Binding
     wanted: int
-    """Before holds and back-off."""
+    """Before holds, and of what the pool can give now."""
     capacity_per_s: float
     """Requests per second that one replica carries, of the present mix."""
     cold_start_s: float
@@ -159,13 +162,13 @@ class Plan:
     binding: Binding
     reasons: tuple[Reason, ...]
     forecast_per_s: float
-    """Requests per second expected when a replica asked for now is ready."""
+    """Requests per second to plan for: what is expected when a replica asked for now is ready, and what waits."""
     miss_usd: float
     """Shadow price of a missed request."""
     budget_spent: float
     """Misses over allowed misses, in the budget's window: 1 is all of it."""
     expected_miss: float
-    """Share of requests expected to miss with the plan in place."""
+    """Share of requests expected to miss once the plan is in place, beyond those that no fleet would have saved."""
     usd_per_hour: float
     usd_per_million_tokens: float | None
     """At the present load; None without any."""

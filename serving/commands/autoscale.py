@@ -100,9 +100,12 @@ def explain(decision: Decision, at_s: float) -> RenderableType:
     price = plan.usd_per_million_tokens
     lines = [
         f"{decision.model} at {when}, {_age(at_s - decision.at_s)} old{mode}: {WHY[plan.binding]}.",
-        f"Expected {plan.forecast_per_s:.3g} requests/s, of which {plan.expected_miss:.2%} would miss the SLO; "
+        f"Expected {plan.forecast_per_s:.3g} requests/s, of which {plan.expected_miss:.2%} would miss the SLO "
+        f"for want of replicas once all of these are ready; "
         f"{plan.budget_spent:.0%} of the error budget is spent; a miss is priced at {plan.miss_usd:.3g} USD.",
-        f"{demand.num_queued} wait in time, {demand.num_late} late. The fleet costs {plan.usd_per_hour:.2f} USD/h"
+        f"{demand.num_queued} wait in time, {demand.num_late} late"
+        + (f", {demand.num_turned_away} were turned away" if demand.num_turned_away else "")
+        + f". The fleet costs {plan.usd_per_hour:.2f} USD/h"
         + (f", {price:.2f} USD per million tokens at this load." if price is not None else "."),
     ]
     table = Table("Pool", box=None, pad_edge=False)

@@ -22,11 +22,11 @@ from serving.telemetry import metrics
 MAX_DEATHS = 2
 """Of engines, on one request."""
 
-Coming = Callable[[str], float | None]
+Coming = Callable[[str, bool], float | None]
 """Of a model: see ``coming_s`` of `Line`."""
 
 
-def nobody_knows(_model: str) -> float:
+def nobody_knows(_model: str, _allows_fallback: bool) -> float:
     """Where no autoscaler tells."""
     return float("nan")
 
@@ -90,6 +90,8 @@ class Dispatcher:
             output_tokens=demand.output_tokens,
             num_met=demand.num_met,
             num_missed=demand.num_missed,
+            num_turned_away=routes.line.num_turned_away,
+            turned_away_prompt_tokens=routes.line.turned_away_prompt_tokens,
             num_queued=routes.line.num_waiting - len(late),
             num_late=len(late),
             late_prompt_tokens=sum(waiting.prompt_tokens for waiting in late),
@@ -117,7 +119,7 @@ class Dispatcher:
             Rules(tpot_slo_s=model.slo.tpot_s, is_shedding=model.slo.shed),
             limits.max_queued_requests,
             limits.queue_timeout_s,
-            lambda: coming(model.name),
+            lambda allows_fallback: coming(model.name, allows_fallback),
             Reserve(self._num_gateways),
         )
         fallbacks = {pool.name: pool.fallback for pool in model.pools if pool.fallback is not None}

@@ -37,9 +37,10 @@ class FleetBoard:
         self._read = read
         self._board: Board | None = None
 
-    def coming_s(self, model: str) -> float | None:
-        """Seconds until a replica of ``model`` could be ready; None: none can start; NaN: nobody knows."""
-        return self._board.coming_s(model, time.time()) if self._board is not None else math.nan
+    def coming_s(self, model: str, allows_fallback: bool = True) -> float | None:
+        """Seconds until a replica of ``model`` could be ready, of a primary pool or, where one ``allows_fallback``, of
+        any; None: none can start; NaN: nobody knows."""
+        return self._board.coming_s(model, time.time(), allows_fallback) if self._board is not None else math.nan
 
     def usd_per_token(self, model: str, pool: str) -> float | None:
         """What a token of this pool costs by use; None: not known yet."""

@@ -132,9 +132,9 @@ class GatewayIngress:
             self._gateway.is_ready = any(replica.is_ready for replica in replicas) and not self._is_leaving
             self._count_replicas(replicas)
 
-    def _coming_s(self, model: str) -> float | None:
+    def _coming_s(self, model: str, allows_fallback: bool) -> float | None:
         """When the server stops its replicas go with it: nobody waits for one then."""
-        return None if self._is_stopping else self._fleet.coming_s(model)
+        return None if self._is_stopping else self._fleet.coming_s(model, allows_fallback)
 
     def record_autoscaling_stats(self) -> Stats:
         """Asked for by Ray Serve about once a second, for the autoscaler in its controller."""

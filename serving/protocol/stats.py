@@ -48,6 +48,8 @@ class DemandStats:
     output_tokens: float = 0.0
     num_met: float = 0.0
     num_missed: float = 0.0
+    num_turned_away: float = 0.0
+    turned_away_prompt_tokens: float = 0.0
     num_queued: float = 0.0
     num_late: float = 0.0
     late_prompt_tokens: float = 0.0

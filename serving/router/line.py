@@ -27,6 +27,8 @@ from serving.router.waiting import FairQueue, Waiting
 
 MIN_RETRY_AFTER_S, MAX_RETRY_AFTER_S = 1.0, 60.0
 _NONE_COMING_S = 10.0
+_LONGEST_HEEDED_S = 120.0
+"""The openai client does not come back at all when told to wait for longer."""
 _JITTER = 0.25
 _RATE_S = 10.0
 """The drain rate is a mean over about this long."""
@@ -40,7 +42,8 @@ class Line:
         rules: for `choose`.
         max_waiting: bound on the line.
         timeout_s: how long a request may wait.
-        coming_s: seconds until a replica could be ready; None: none can start; NaN: nobody knows.
+        coming_s: seconds until a replica could be ready, told whether one of a fallback pool counts; None: none can
+            start; NaN: nobody knows.
         reserve: what a flood leaves to others.
     """
 
@@ -49,7 +52,7 @@ class Line:
         rules: Rules,
         max_waiting: int,
         timeout_s: float,
-        coming_s: Callable[[], float | None] = lambda: math.nan,
+        coming_s: Callable[[bool], float | None] = lambda _: math.nan,
         reserve: Reserve | None = None,
         rng: random.Random | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -64,6 +67,7 @@ class Line:
         self._accounts: dict[str, float] = {}
         self._in_time, self._late, self._batch = self._classes = tuple(FairQueue(self._accounts) for _ in range(3))
         self._is_closed = False
+        self.num_turned_away = self.turned_away_prompt_tokens = 0
         self._sent_per_s = 0.0
         self._sent_at_s = clock()
 
@@ -102,7 +106,7 @@ class Line:
         if self._is_closed:
             raise self._stopping()
         if self._coming_in_time(waiting) is None:
-            raise self._nobody()
+            raise self._nobody(waiting)
         self._admit(waiting)
         self._class_of(waiting).add(waiting)
         waiting.done = done = asyncio.get_running_loop().create_future()
@@ -143,7 +147,7 @@ class Line:
             self.pump()
             for waiting in [*self._in_time, *self._late, *self._batch]:
                 if waiting.done is not None and not waiting.done.done() and self._coming_in_time(waiting) is None:
-                    waiting.done.set_exception(self._nobody())
+                    waiting.done.set_exception(self._nobody(waiting))
 
     def close(self) -> None:
         """This gateway stops: all that still wait, and who comes after them, are told to ask another one."""
@@ -206,27 +210,29 @@ class Line:
         """None: nobody is there to serve it, and nobody will be before its time is up."""
         if any(replica.is_ready for replica in waiting.replicas()):
             return 0.0
-        coming_s = self._coming_s()
+        coming_s = self._coming_s(waiting.allows_fallback)
         left_s = waiting.arrived_s + self._timeout_s - self._clock()
         return None if coming_s is None or coming_s > left_s else coming_s
 
-    def _nobody(self) -> EngineUnavailable:
-        coming_s = self._coming_s()
+    def _nobody(self, waiting: Waiting) -> EngineUnavailable:
+        coming_s = self._coming_s(waiting.allows_fallback)
         if coming_s is None:
             message = "no replica of this model is up, and none can start now"
             return EngineUnavailable(message, retry_after_s=self._spread(_NONE_COMING_S))
         if math.isnan(coming_s):
             message = "no replica of this model is ready"
             return EngineUnavailable(message, retry_after_s=self._spread(MIN_RETRY_AFTER_S))
+        self.num_turned_away += 1
+        self.turned_away_prompt_tokens += waiting.prompt_tokens
         when = f"in {coming_s:.0f} s" if coming_s >= 1.0 else "any moment"
         return EngineUnavailable(
             f"no replica of this model is up; the next is expected {when}",
-            retry_after_s=self._spread(min(max(coming_s, MIN_RETRY_AFTER_S), 120.0)),
+            retry_after_s=min(self._spread(max(coming_s, MIN_RETRY_AFTER_S)), _LONGEST_HEEDED_S),
         )
 
     def _expired(self, waiting: Waiting) -> Overloaded | EngineUnavailable:
         if not any(replica.is_ready for replica in waiting.replicas()):
-            return self._nobody()
+            return self._nobody(waiting)
         return Overloaded(
             f"no replica was free for {self._timeout_s:g} s", retry_after_s=self._retry_after_s(self.num_waiting)
         )

@@ -105,8 +105,10 @@ def test_a_load_gets_replicas() -> None:
 
 
 def test_what_is_only_recommended_is_recorded_as_such() -> None:
-    decision, _ = Server(config=AutoscalerConfig(mode="recommend")).look()
+    server = Server(config=AutoscalerConfig(mode="recommend"))
+    decision, _ = server.look()
     assert not decision.is_applied
+    assert not server.autoscaler.board(decision).pools["gpu"].is_available, "nobody will start one"
 
 
 def test_decisions_are_made_with_the_speed_that_was_measured() -> None:

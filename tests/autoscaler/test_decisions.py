@@ -7,7 +7,16 @@ from pathlib import Path
 import pytest
 
 from serving.autoscaler import decisions
-from serving.autoscaler.decisions import FILE_NAME, FORMER_FILE_NAME, Decision, DecisionLog, Start, read_file, replay
+from serving.autoscaler.decisions import (
+    FILE_NAME,
+    FORMER_FILE_NAME,
+    SCHEMA_VERSION,
+    Decision,
+    DecisionLog,
+    Start,
+    read_file,
+    replay,
+)
 from serving.autoscaler.memory import Memory
 from serving.autoscaler.policy import decide
 from serving.autoscaler.types import PoolState, Work
@@ -108,6 +117,29 @@ def test_a_file_that_could_not_be_begun_is_begun_with_the_next_decision(tmp_path
     assert [each.is_same for each in replay(read_file(tmp_path / FILE_NAME))] == [True, True]
 
 
+def test_a_disk_that_was_full_for_one_model_leaves_a_record_that_replays_for_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = history(4, model="one"), history(4, model="other")
+    log = DecisionLog(tmp_path)
+    log.write(*one[0])
+    log.write(*other[0])
+    with (tmp_path / FILE_NAME).open("ab") as file:
+        file.write(b'{"decision": {"at_')  # what a full disk took of it
+    with monkeypatch.context() as full:
+        full.setattr(decisions.json, "dumps", raise_full)
+        with pytest.raises(OSError, match="No space"):
+            log.write(*one[1])
+    for pair in zip(other[2:], one[2:], strict=True):
+        for entry in pair:
+            log.write(*entry)
+    assert [each.is_same for each in replay(read_file(tmp_path / FILE_NAME))] == [True] * 6
+
+
+def raise_full(*_: object) -> bytes:
+    raise OSError(28, "No space left on device")
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -147,8 +179,8 @@ def test_a_line_that_was_cut_short_costs_nothing_but_itself(tmp_path: Path) -> N
 def test_a_file_of_another_version_is_refused(tmp_path: Path) -> None:
     write(tmp_path, history(1))
     path = tmp_path / FILE_NAME
-    path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 2'))
-    with pytest.raises(ValueError, match="line 1: schema version 2"):
+    path.write_text(path.read_text().replace(f'"schema_version": {SCHEMA_VERSION}', '"schema_version": 99'))
+    with pytest.raises(ValueError, match="line 1: schema version 99"):
         list(read_file(path))
 
 

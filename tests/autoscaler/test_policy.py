@@ -16,6 +16,7 @@ from serving.autoscaler.types import Binding, Demand, PoolSpec, PoolState, Spec,
 from tests.autoscaler.world import CPU, CPU_MODEL, GPU, GPU_MODEL, PRICES, SPEC, World, demand
 
 IDLE = demand(0.0)
+TURNED_AWAY = replace(IDLE, num_turned_away=1, turned_away_prompt_tokens=300)
 TRICKLE = demand(0.15, interval_s=20.0, prompt_tokens=300, output_tokens=60)
 
 
@@ -163,6 +164,31 @@ def test_spending_is_bounded_per_token_but_one_replica_is_always_allowed(world_o
     assert world.run(demand(40.0), 900)[-1].binding is Binding.MAX_USD_PER_HOUR
 
 
+def test_a_price_per_token_leaves_room_for_the_cheapest_primary_replica_beside_all_minimums(
+    world_of: Callable[..., World],
+) -> None:
+    world = world_of(pools=(GPU, replace(CPU, min_replicas=1)), target_usd_per_million_tokens=0.001)
+    world.run(IDLE, 600)
+    assert world.run(demand(6.0), 600)[-1].targets["gpu"] == 1
+
+
+def test_a_pool_that_cannot_run_is_no_measure_of_what_may_be_spent(world_of: Callable[..., World]) -> None:
+    cheap = replace(GPU, name="a10")
+    world = world_of(pools=(cheap, GPU), target_usd_per_million_tokens=0.001)
+    world.prices["a10"] = 1.0
+    world.unplaceable.add("a10")
+    assert world.run(demand(6.0), 600)[-1].targets == {"a10": 0, "gpu": 1}
+
+
+def test_a_price_per_token_holds_back_no_burst_that_pays_for_itself(world_of: Callable[..., World]) -> None:
+    free, bounded = world_of(pools=(GPU,)), world_of(pools=(GPU,), target_usd_per_million_tokens=1.0)
+    for world in (free, bounded):
+        world.run(IDLE, 3600)
+    for _ in range(60):
+        assert bounded.step(demand(20.0)).targets == free.step(demand(20.0)).targets
+    assert free.ready["gpu"] >= 2
+
+
 def test_a_minimum_is_kept_even_against_the_spending_bound(world_of: Callable[..., World]) -> None:
     world = world_of(pools=(replace(GPU, min_replicas=2), CPU), max_usd_per_hour=1.0)
     plan = world.run(IDLE, 600)[-1]
@@ -184,6 +210,56 @@ def test_whoever_waits_long_is_served_though_it_pays_for_nobody_else(world: Worl
     plan = world.step(replace(late, oldest_late_s=11.0))
     assert plan.targets == {"gpu": 1, "cpu": 0}
     assert plan.binding is Binding.PATIENCE
+
+
+def test_whoever_was_turned_away_gets_a_replica_started_at_once(world: World) -> None:
+    world.run(IDLE, 600)
+    plan = world.step(TURNED_AWAY)
+    assert plan.targets == {"gpu": 1, "cpu": 0}
+    assert plan.binding is Binding.PATIENCE
+
+
+def test_what_a_fallback_replica_may_not_serve_gets_a_primary_one_started(world_of: Callable[..., World]) -> None:
+    world = world_of(pools=(GPU, replace(CPU, min_replicas=1)))
+    world.run(IDLE, 600)
+    assert world.step(IDLE).targets == {"gpu": 0, "cpu": 1}
+    assert world.step(TURNED_AWAY).targets == {"gpu": 1, "cpu": 1}
+
+
+@pytest.mark.parametrize(("prompt_tokens", "number"), [(300, 1), (9000, 0)])
+def test_where_a_primary_replica_is_too_dear_a_fallback_one_serves_what_it_may(
+    world_of: Callable[..., World], prompt_tokens: int, number: int
+) -> None:
+    world = world_of(max_usd_per_hour=3.0)
+    world.run(IDLE, 600)
+    plan = world.step(replace(TURNED_AWAY, turned_away_prompt_tokens=prompt_tokens))
+    assert plan.targets == {"gpu": 0, "cpu": number}
+
+
+def test_the_only_replica_is_there_when_they_come_back_for_whom_it_was_started(world: World) -> None:
+    world.run(IDLE, 600)
+    world.step(TURNED_AWAY)
+    world.run(IDLE, 220)
+    assert world.ready["gpu"] == 1
+    world.run(IDLE, 600)
+    assert world.ready["gpu"] == 0
+
+
+@pytest.mark.parametrize(("pool", "takes_s"), [(CPU, 70.0), (CPU, 400.0), (GPU, 420.0), (GPU, 1500.0)])
+def test_a_replica_that_takes_far_longer_than_expected_comes_up_all_the_same(pool: PoolSpec, takes_s: float) -> None:
+    world = World(replace(SPEC, pools=(replace(pool, min_replicas=1, fallback=None),)))
+    world.takes_s[pool.name] = takes_s
+    world.run(IDLE, 3 * 3600)
+    assert world.ready[pool.name] == 1
+
+
+def test_one_that_has_become_slow_comes_up_in_the_end(world_of: Callable[..., World]) -> None:
+    world = world_of(pools=(GPU, CPU))
+    world.run(demand(6.0), 900)
+    assert world.ready["gpu"] == 1
+    world.takes_s["gpu"], world.ready["gpu"] = 900.0, 0
+    world.run(demand(6.0), 2 * 3600)
+    assert world.ready["gpu"] >= 1
 
 
 def test_what_the_spending_bound_leaves_is_spent_on_a_cheaper_pool(world_of: Callable[..., World]) -> None:

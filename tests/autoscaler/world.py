@@ -51,6 +51,7 @@ class World:
         self.lost: set[str] = set()
         """Pools that give no replica."""
         self.unplaceable: set[str] = set()
+        self.takes_s = {pool.name: pool.cold_start_s for pool in spec.pools}
 
     def step(self, demand: Demand) -> Plan:
         """One decision, carried out."""
@@ -59,7 +60,7 @@ class World:
             there = [
                 since_s
                 for since_s in self.starting[pool.name]
-                if pool.name not in self.lost and self.now_s - since_s >= pool.cold_start_s
+                if pool.name not in self.lost and self.now_s - since_s >= self.takes_s[pool.name]
             ]
             for since_s in there:
                 self.starting[pool.name].remove(since_s)
@@ -67,7 +68,7 @@ class World:
             fleet[pool.name] = PoolState(
                 num_ready=self.ready[pool.name],
                 starting_age_s=tuple(self.now_s - since_s for since_s in self.starting[pool.name]),
-                cold_starts_s=tuple(pool.cold_start_s for _ in there),
+                cold_starts_s=tuple(self.takes_s[pool.name] for _ in there),
                 is_placeable=pool.name not in self.unplaceable,
             )
         plan, self.memory = decide(self.now_s, fleet, demand, self.prices, self.spec, self.memory)

@@ -141,6 +141,19 @@ async def test_what_only_the_autoscaler_reads_replaces_nothing(live: Live) -> No
     assert live.replicas() == before
 
 
+async def test_other_bounds_leave_the_replicas_that_there_are(live: Live) -> None:
+    """How many of them are needed is for the autoscaler to say, when it has seen enough."""
+    before = live.replicas()
+    assert len(before) == 3
+    data = yaml.safe_load(live.path.read_text())
+    data["models"][0]["pools"][0]["replicas"] = {"min": 1, "max": 4}
+    live.write(data)
+    code, events, run = await live.apply_under_traffic("--timeout", str(APPLY_TIMEOUT_S))
+    assert code == 0, events[-1]
+    assert_nothing_is_lost(run)
+    assert live.replicas() == before
+
+
 async def test_a_pool_takes_the_place_of_another(live: Live) -> None:
     live.write(config(pool("other", 2, 2)))
     code, events, run = await live.apply_under_traffic("--timeout", str(APPLY_TIMEOUT_S))

@@ -249,7 +249,7 @@ async def test_a_request_waits_no_longer_than_it_may(tmp_path: Path) -> None:
 
 
 async def test_where_no_replica_is_up_and_none_can_come_it_is_said_at_once(tmp_path: Path) -> None:
-    async with busy_stack(tmp_path, coming=lambda _: None) as stack:
+    async with busy_stack(tmp_path, coming=lambda *_: None) as stack:
         stack.set_members([])
         response = await stack.client.post(CHAT, json=chat())
         assert error_of(response) == (503, "engine_unavailable")
@@ -259,7 +259,7 @@ async def test_where_no_replica_is_up_and_none_can_come_it_is_said_at_once(tmp_p
 
 async def test_where_one_comes_in_time_it_is_waited_for_and_where_later_it_is_said_when(tmp_path: Path) -> None:
     coming_s = 20.0
-    async with busy_stack(tmp_path, coming=lambda _: coming_s) as stack:
+    async with busy_stack(tmp_path, coming=lambda *_: coming_s) as stack:
         stack.set_members([])
         [waits] = await wait_behind(stack, "hello")
         assert line_of(stack).num_waiting == 1
@@ -355,14 +355,14 @@ async def test_a_fallback_pool_stands_in_where_no_primary_replica_is_up_and_says
 @pytest.mark.parametrize("over", [{"prompt": LONG, "max_tokens": 2}, {"max_tokens": 33}, {}])
 async def test_a_fallback_pool_takes_nothing_over_its_bounds(tmp_path: Path, over: dict[str, Any]) -> None:
     """An answer without a limit counts with its expected length."""
-    async with busy_stack(tmp_path, fallback=BOUNDS, coming=lambda _: None) as stack:
+    async with busy_stack(tmp_path, fallback=BOUNDS, coming=lambda *_: None) as stack:
         spare = await with_spare(stack, ["r1"])
         assert (await stack.client.post(CHAT, json=chat(**over))).status_code == 503
         assert spare.load().iterations == 0
 
 
 async def test_a_fallback_pool_serves_the_keys_that_it_is_for(tmp_path: Path) -> None:
-    async with busy_stack(tmp_path, fallback=BOUNDS | {"keys": ["nobody"]}, coming=lambda _: None) as stack:
+    async with busy_stack(tmp_path, fallback=BOUNDS | {"keys": ["nobody"]}, coming=lambda *_: None) as stack:
         await with_spare(stack, ["r1"])
         response = await stack.client.post(CHAT, json=chat(max_tokens=2), headers=bearer(create_key(stack, "other")))
         assert response.status_code == 503

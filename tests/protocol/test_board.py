@@ -53,6 +53,12 @@ def test_the_soonest_pool_counts() -> None:
     assert board(gpu=STARTING, cpu=IDLE).coming_s("demo", NOW_S) == 40.0
 
 
+def test_a_fallback_pool_counts_only_for_who_may_use_it() -> None:
+    told = board(gpu=IDLE, cpu=replace(IDLE, cold_start_s=5.0, is_fallback=True))
+    assert told.coming_s("demo", NOW_S) == DECIDED_WITHIN_S + 5.0
+    assert told.coming_s("demo", NOW_S, allows_fallback=False) == DECIDED_WITHIN_S + 60.0
+
+
 def test_none_comes_of_a_pool_that_has_no_device() -> None:
     gone = {"is_available": False}
     assert board(gpu=replace(IDLE, **gone)).coming_s("demo", NOW_S) is None

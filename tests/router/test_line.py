@@ -49,7 +49,7 @@ class Hall:
         self.late: list[str] = []
         rules = Rules(tpot_slo_s=0.15, is_shedding=is_shedding)
         self.line = Line(
-            rules, max_waiting, timeout_s, lambda: self.coming_s, None, random.Random(0), self.clock.monotonic_s
+            rules, max_waiting, timeout_s, lambda _: self.coming_s, None, random.Random(0), self.clock.monotonic_s
         )
 
     def request(self, name: str, tokens: int = 100, **changes: Any) -> Waiting:
@@ -386,7 +386,9 @@ async def test_where_none_will_be_ready_in_time_it_is_said_at_once(
     hall.gpu.is_ready, hall.coming_s = False, coming_s
     error = await refusal(hall.line.wait(hall.request("a")))
     assert isinstance(error, EngineUnavailable)
-    assert retry_after_s <= error.retry_after_s <= 1.25 * retry_after_s
+    assert retry_after_s <= error.retry_after_s <= min(120.0, 1.25 * retry_after_s), "the openai client heeds 120 s"
+    assert hall.line.num_turned_away == (coming_s is not None)
+    assert hall.line.turned_away_prompt_tokens == 100 * hall.line.num_turned_away
 
 
 @pytest.mark.parametrize("coming_s", [0.0, 29.0, math.nan])
