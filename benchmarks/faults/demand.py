@@ -207,16 +207,21 @@ async def cold_start(stage: Stage) -> Outcome:
     """Nothing is up: the first request waits for a start, and where that would take too long it is told how long."""
     driver = stage.driver(COLD)
     driver.run.mark("first request at zero replicas")
+    impatient = stage.driver(SLOW)
     first, slow = await asyncio.gather(
-        driver.send(Due(driver.run.now_s, "first", 10)), stage.driver(SLOW).send(Due(0.0, "too slow", 10))
+        driver.send(Due(driver.run.now_s, "first", 10)), impatient.send(Due(0.0, "too slow", 10))
     )
     told_s = slow.retry_after_s or 0.0
+    there_s = await stage.until(lambda: stage.replicas(SLOW), told_s)
+    again = await impatient.send(Due(impatient.run.now_s, "again", 10))
     checks = {
         "it waits and is answered": first.is_whole and first.ttft_s < QUEUE_TIMEOUT_S,
         "one that would wait too long is told at once": slow.status == 503 and slow.end_s < 1.0,
         "and when to come back": 0.8 * SLOW_START_S <= told_s <= 1.6 * SLOW_START_S,
+        "and finds a replica then": again.is_whole,
     }
-    return outcome_of(stage, driver.run, checks, {"waited (s)": first.ttft_s, "Retry-After (s)": told_s})
+    figures = {"waited (s)": first.ttft_s, "Retry-After (s)": told_s, "there after (s)": there_s}
+    return outcome_of(stage, driver.run, checks, figures)
 
 
 async def nowhere(stage: Stage) -> Outcome:

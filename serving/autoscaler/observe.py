@@ -13,10 +13,7 @@ from serving.autoscaler.types import NUM_PROMPT_BUCKETS, Demand, PoolState, Work
 from serving.protocol.stats import DemandStats, PoolStats
 from serving.router.prediction import StepModel
 
-_COUNTERS = (
-    "num_arrived", "prompt_tokens", "num_finished", "output_tokens", "num_met", "num_missed", "num_turned_away",
-    "turned_away_prompt_tokens",
-)  # fmt: skip
+_COUNTERS = ("num_arrived", "prompt_tokens", "num_finished", "output_tokens", "num_met", "num_missed")
 _WORK = ("num_steps", "prefill_tokens", "decode_tokens", "kv_token_steps", "busy_s")
 
 
@@ -153,4 +150,6 @@ def _waiting(gateways: Sequence[DemandStats]) -> Demand:
         num_late=sum(clean_count(stats.num_late) for stats in gateways),
         late_prompt_tokens=sum(clean_count(stats.late_prompt_tokens) for stats in gateways),
         oldest_late_s=max((clean_number(stats.oldest_late_s) for stats in gateways), default=0.0),
+        num_turned_away=sum(clean_count(stats.num_turned_away) for stats in gateways),
+        turned_away_prompt_tokens=sum(clean_count(stats.turned_away_prompt_tokens) for stats in gateways),
     )

@@ -101,15 +101,15 @@ class Demand:
     num_met: int = 0
     num_missed: int = 0
     """Requests whose fate against the SLO became known."""
-    num_turned_away: int = 0
-    """Refused because nothing was up that may serve them, though something could have been started."""
-    turned_away_prompt_tokens: int = 0
     num_queued: int = 0
     """In the gateway, still able to meet their deadline."""
     num_late: int = 0
     """In the gateway, no longer able to."""
     late_prompt_tokens: int = 0
     oldest_late_s: float = 0.0
+    num_turned_away: int = 0
+    """Refused a moment ago, because nothing was up that may serve them though something could have been started."""
+    turned_away_prompt_tokens: int = 0
 
 
 Fleet = Mapping[str, PoolState]

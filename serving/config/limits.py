@@ -135,10 +135,16 @@ class Limits(Section):
         description="Seconds between two chunks of a running answer; then another replica goes on.",
     )
     retry_budget_ratio: float = Field(
-        default=0.2, ge=0, le=1, description="Streams moved to another replica, as a share of requests (10 s window)."
+        default=0.2,
+        ge=0,
+        le=1,
+        description="Streams moved to another replica, as a share of a model's requests (10 s window).",
     )
     retry_budget_floor: int = Field(
-        default=256, ge=0, le=1_000_000, description="Streams that may be moved in 10 s however few requests there are."
+        default=256,
+        ge=0,
+        le=1_000_000,
+        description="Streams of a model that may be moved in 10 s however few requests there are.",
     )
     quarantine_s: float = Field(
         default=600.0, ge=0, le=86_400, description="Seconds that a request on which two engines died is refused."

@@ -132,7 +132,8 @@ def _end_of(request: EngineCoreRequest, resumed: list[int]) -> FinishReason | No
     """Why an answer of these tokens is whole, if it is: only its end had not been sent."""
     params = request.sampling_params
     assert params is not None
-    if resumed[-1] in params.all_stop_token_ids or (resumed[-1] == params.eos_token_id and not params.ignore_eos):
+    # As the engine's scheduler decides. `all_stop_token_ids` has the end of sequence also where that is to be ignored.
+    if resumed[-1] in (params.stop_token_ids or ()) or (resumed[-1] == params.eos_token_id and not params.ignore_eos):
         return FinishReason.STOP
     return FinishReason.LENGTH if params.max_tokens is not None and len(resumed) >= params.max_tokens else None
 

@@ -63,6 +63,7 @@ class Dispatch:
         self._replica: Replica | None = None
         self._prefill: Prefill | None = None
         self._stream: ReplicaStream | None = None
+        self._is_probe = False
         self._tried: set[str] = set()
         self._body = serialise(request.body)
         self._prefixes = prefixes(request.body, caller.salt)
@@ -73,7 +74,7 @@ class Dispatch:
         self._output_tokens = routes.demand.expected_output_tokens(request.max_output_tokens) if self._is_work else 0
         self._output_limit = request.max_output_tokens
         self._is_slo_missed = False
-        self._pools = self._fallback_pools(caller.identity, request.max_output_tokens)
+        self._pools = self._fallback_pools(caller.identity, request.max_output_tokens if request.is_bounded else None)
         self._waiting = self._place_in_line(request, caller.identity)
         self._head: OpenHead = {
             "method": "POST",
@@ -93,7 +94,7 @@ class Dispatch:
         Raises Quarantined, Overloaded, RateLimited, EngineUnavailable, ClientGone.
         """
         now_s = time.monotonic()
-        self._dispatcher.budget.on_request(now_s)
+        self._routes.budget.on_request(now_s)
         if self._is_work:
             self._routes.demand.on_arrival(self._prompt_tokens)
         quarantine = self._dispatcher.quarantine
@@ -110,14 +111,17 @@ class Dispatch:
         now_s = time.monotonic()
         self._num_failures += (is_failure := _is_failure(error))
         is_worth_it = _may_be_well_elsewhere(error) and self._num_failures <= MAX_FAILURES
-        if not is_worth_it or not self._dispatcher.budget.take(now_s):
-            raise error
         self._head["resume"] = resume or []
-        if resume is None and not isinstance(error, ReplicaSilent) and not is_failure:
+        waits = resume is None and not isinstance(error, ReplicaSilent) and not is_failure
+        able = () if waits else self._others()
+        # What cannot be moved anyway takes nothing from the budget of what can.
+        if not is_worth_it or not (waits or able) or not self._routes.budget.take(now_s):
+            raise error
+        if waits:
             self._stream, self._waiting.arrived_s = None, now_s
             stream = await self._open_in_turn()
         else:
-            stream = self._open_now(error)
+            stream = self._open_now(able)
         kind = "restarted" if resume is None else "continued"
         metrics.FAILOVERS.labels(self._exchange.model, kind).inc()
         logger.info("request %s %s on replica %s", self._exchange.request_id, kind, self._exchange.replica)
@@ -146,7 +150,7 @@ class Dispatch:
     def on_first_byte(self) -> None:
         """The answer has begun: its prompt is computed, and its replica is one that answers."""
         if self._replica is not None:
-            self._replica.breaker.on_answer()
+            self._replica.breaker.on_answer(is_probe=self._is_probe)
         self._end_prefill()
 
     def _end_prefill(self) -> None:
@@ -167,14 +171,14 @@ class Dispatch:
             return
         breaker = self._replica.breaker
         if error is None:
-            breaker.on_success()
+            breaker.on_success(is_probe=self._is_probe)
             if not self._dispatcher.quarantine.is_empty:
                 self._dispatcher.quarantine.on_success(self._fingerprint(), time.monotonic())
         elif isinstance(error, ReplicaLost | StreamFailed) and not (_is_moving(error) or is_refusal(error)):
             breaker.on_failure(time.monotonic(), error)
             self._replica.has_dead_engine |= isinstance(error, StreamFailed) and _is_death(error)
         else:
-            breaker.on_dropped()
+            breaker.on_dropped(is_probe=self._is_probe)
         self._replica.refresh()
         self._dispatcher.directory.announce()
 
@@ -230,13 +234,13 @@ class Dispatch:
             turn.cancel()
             gone.cancel()
 
-    def _open_now(self, error: Exception) -> ReplicaStream:
-        """A stream on a replica that was not tried yet, whatever line there is. Raises ``error``: there is none."""
+    def _others(self) -> Sequence[Replica]:
+        """The replicas that were not tried yet and may serve this request from where it is now."""
         able = self._able(besides=self._tried)
-        if self._head["resume"]:
-            able = [replica for replica in able if self._may_continue_on(replica.address)]
-        if not able:
-            raise error
+        return [replica for replica in able if not self._head["resume"] or self._may_continue_on(replica.address)]
+
+    def _open_now(self, able: Sequence[Replica]) -> ReplicaStream:
+        """A stream on one of these, whatever line there is."""
         self._send(min(able, key=lambda replica: (replica.is_fallback, replica.backlog_s, replica.num_running)))
         assert self._stream is not None, "_send sets it or raises"
         return self._stream
@@ -272,7 +276,7 @@ class Dispatch:
         self._head["prompt_tokens"] = prompt_tokens if self._exchange.is_stream else 0
         self._stream = replica.link.open(self._head, self._body, self._dispatcher.limits.stream_buffer_bytes)
         self._prefill = replica.begin(prompt_tokens, prompt_tokens + round(self._output_tokens), time.monotonic())
-        replica.breaker.on_sent()
+        self._is_probe = replica.breaker.on_sent()
         self._replica = replica
         self._tried.add(address.replica)
         self._routes.affinity.sent(self._prefixes, replica.name)
@@ -286,8 +290,8 @@ class Dispatch:
         return self._waiting.cached_tokens if replica.name == self._waiting.home else 0
 
     def _fallback_pools(self, identity: Identity, limit: int | None) -> frozenset[str]:
-        """Which fallback pools may serve this request, whose answer has at most ``limit`` tokens."""
-        output_tokens = self._output_tokens if limit is None else limit
+        """Which fallback pools may serve this request, whose client wants at most ``limit`` tokens, if it says so."""
+        output_tokens = limit if limit is not None and self._is_work else self._output_tokens
         return frozenset(
             pool
             for pool, bounds in self._routes.fallbacks.items()

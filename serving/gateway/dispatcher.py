@@ -38,6 +38,7 @@ class ModelRoutes:
     model: ModelConfig
     line: Line
     demand: DemandMeter
+    budget: RetryBudget
     affinity: Affinity
     fallbacks: Mapping[str, Fallback]
     """By pool."""
@@ -49,7 +50,6 @@ class Dispatcher:
     def __init__(self, directory: Directory, config: Config, deaths_path: Path, coming: Coming = nobody_knows) -> None:
         self.directory = directory
         self.limits = limits = config.limits
-        self.budget = RetryBudget(limits.retry_budget_ratio, limits.retry_budget_floor)
         self.quarantine = SharedQuarantine(Quarantine(MAX_DEATHS, limits.quarantine_s), deaths_path)
         self._num_gateways = config.server.gateways
         self.routes = {model.name: self._routes(model, coming) for model in config.models}
@@ -82,7 +82,7 @@ class Dispatcher:
         return stats
 
     def _demand_stats(self, routes: ModelRoutes) -> DemandStats:
-        demand, late = routes.demand, list(routes.line.late)
+        demand, late, turned_away = routes.demand, list(routes.line.late), routes.line.turned_away
         return DemandStats(
             num_arrived=demand.num_arrived,
             prompt_tokens=demand.prompt_tokens,
@@ -90,12 +90,12 @@ class Dispatcher:
             output_tokens=demand.output_tokens,
             num_met=demand.num_met,
             num_missed=demand.num_missed,
-            num_turned_away=routes.line.num_turned_away,
-            turned_away_prompt_tokens=routes.line.turned_away_prompt_tokens,
             num_queued=routes.line.num_waiting - len(late),
             num_late=len(late),
             late_prompt_tokens=sum(waiting.prompt_tokens for waiting in late),
             oldest_late_s=time.monotonic() - min(waiting.arrived_s for waiting in late) if late else 0.0,
+            num_turned_away=len(turned_away),
+            turned_away_prompt_tokens=sum(turned_away),
         )
 
     def _pool_stats(self, model: str, pool: str) -> PoolStats:
@@ -123,4 +123,5 @@ class Dispatcher:
             Reserve(self._num_gateways),
         )
         fallbacks = {pool.name: pool.fallback for pool in model.pools if pool.fallback is not None}
-        return ModelRoutes(model, line, DemandMeter(), Affinity(), fallbacks)
+        budget = RetryBudget(limits.retry_budget_ratio, limits.retry_budget_floor)
+        return ModelRoutes(model, line, DemandMeter(), budget, Affinity(), fallbacks)

@@ -73,11 +73,11 @@ class Inference:
         """What the autoscaler is told."""
         return self._dispatcher.stats()
 
-    def tick(self, now_s: float) -> None:
-        """Call about twice a second."""
+    def tick(self, now_s: float, stood_still_s: float = 0.0) -> None:
+        """Call about twice a second; ``stood_still_s``: for how long too late, because this process stood still."""
         self._dispatcher.tick()
         for relay in list(self._relays):
-            relay.tick(now_s)
+            relay.tick(now_s, stood_still_s)
 
     def end_all(self) -> None:
         """The gateway's time is up: answers that have begun end with an error event, the other requests with a 503."""

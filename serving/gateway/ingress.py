@@ -124,8 +124,9 @@ class GatewayIngress:
         while True:
             due_s = loop.time() + min(TICK_S, REFRESH_S)
             await asyncio.sleep(due_s - loop.time())
-            metrics.LOOP_LAG.observe(max(0.0, loop.time() - due_s))
-            self._inference.tick(time.monotonic())
+            lag_s = max(0.0, loop.time() - due_s)
+            metrics.LOOP_LAG.observe(lag_s)
+            self._inference.tick(time.monotonic(), lag_s)
             self._directory.tick(loop.time())
             self._authenticator.refresh(self._clock.now_s())
             replicas = self._directory.all()

@@ -136,6 +136,8 @@ class Relay:
         if self._exchange.first_byte_s is not None:
             self._sent_ids += stream.token_ids
         self._dispatch.on_broken(error)
+        if self._watcher is not None and self._watcher.done():
+            raise ClientGone("the client closed its connection as its replica was lost")
         if self._exchange.first_byte_s is not None:
             if not (self._is_continuable and self._sent_ids):
                 raise error
@@ -155,14 +157,13 @@ class Relay:
                 await self._start()
             else:
                 exchange.gaps.add(now_s - self._idle_since_s)
-            self._idle_since_s = self._blocked_since_s = now_s
-            await self._send({"type": "http.response.body", "body": body, "more_body": True})
-            self._blocked_since_s = None
+            self._idle_since_s = now_s
+            await self._send_body(body, more_body=True)
             if not stream.has_unread:
                 stream.sink = self._push
         stream.sink = None
         await self._start()
-        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+        await self._send_body(b"", more_body=False)
 
     def _push(self, body: bytes) -> None:
         """A chunk from the replica's socket to the client's without waking a task for it.
@@ -189,7 +190,7 @@ class Relay:
         body = await self._read_all()
         self._exchange.first_byte_s = time.monotonic()
         await self._start(len(body))
-        await self._send({"type": "http.response.body", "body": body, "more_body": False})
+        await self._send_body(body, more_body=False)
 
     async def _read_all(self) -> bytes:
         parts = []
@@ -226,10 +227,13 @@ class Relay:
             raise error
         exchange.error_code = error.code
         metrics.STREAMS_BROKEN.labels(exchange.model, exchange.pool).inc()
-        await self._send_last(error_event(error, exchange.dialect))
+        await self._send_body(error_event(error, exchange.dialect), more_body=False)
 
-    async def _send_last(self, body: bytes) -> None:
-        await self._send({"type": "http.response.body", "body": body, "more_body": False})
+    async def _send_body(self, body: bytes, *, more_body: bool) -> None:
+        """Waits for a client that does not read, and no longer than `tick` lets it."""
+        self._blocked_since_s = time.monotonic()
+        await self._send({"type": "http.response.body", "body": body, "more_body": more_body})
+        self._blocked_since_s = None
 
     async def _upstream_error(self, head: ResponseHead) -> ApiError:
         return translate_error(head["status"], await self._read_all(), self._exchange)
@@ -238,10 +242,11 @@ class Relay:
         await disconnect(self._receive)
         self._stream.interrupt(ClientGone("the client closed its connection"))
 
-    def tick(self, now_s: float) -> None:
+    def tick(self, now_s: float, stood_still_s: float = 0.0) -> None:
         """Time passes: keep the client's connection alive, and give up on a silent replica or a client that does not
-        read.
+        read. While this process ``stood_still_s`` it heard nobody: that time is not theirs.
         """
+        self._idle_since_s = min(now_s, self._idle_since_s + stood_still_s)
         timing, exchange = self._timing, self._exchange
         if self._task is None:
             return  # it is over, and its replica says what it cost
@@ -264,6 +269,8 @@ class Relay:
         if now_s - max(self._idle_since_s, self._stream.progressed_s) > limit_s:
             self._stream.interrupt(ReplicaSilent(f"the model sent nothing for {limit_s:g} s"))
         elif self._is_event_stream and now_s - max(self._kept_alive_s, self._idle_since_s) >= timing.keep_alive_s:
+            if self._keep_alive_task is not None and not self._keep_alive_task.done():
+                return  # its client has not read the last one
             self._kept_alive_s = now_s
             self._keep_alive_task = asyncio.create_task(self._keep_alive())
 

@@ -25,6 +25,7 @@ class ValidRequest:
 
     ``body`` is the client's with our values over it, ready to be written; ``model`` is the name as asked.
     ``num_choices`` counts the answers to all prompts; ``max_output_tokens`` bounds each, None: only the context does.
+    ``is_bounded``: by the client itself, and not by the server's own bound.
     ``continuable``: if the replica dies, another can go on from the tokens so far, and the client could not tell.
     ``is_seeded``: its tokens are drawn, from a seed of the client's: only a sampler that draws by place can go on.
     ``is_constrained``: the engine makes a grammar of something in it, which the replica tries in a sandbox first.
@@ -38,6 +39,7 @@ class ValidRequest:
     stream: bool
     body: dict[str, object]
     max_output_tokens: int | None
+    is_bounded: bool
     num_choices: int
     continuable: bool
     is_seeded: bool

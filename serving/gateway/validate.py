@@ -20,10 +20,11 @@ _CONTINUABLE = (Endpoint.CHAT, Endpoint.COMPLETIONS)
 _OUTPUT_FIELDS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 _NOT_CONTINUABLE = (
     # State of the decoding that the tokens so far do not show, or counts from the start of the answer.
-    "logprobs", "tools", "response_format", "structured_outputs", "echo", "thinking_token_budget",
+    "tools", "response_format", "structured_outputs", "echo",
     "frequency_penalty", "presence_penalty", "repetition_penalty", "repetition_detection", "return_token_ids",
     "return_tokens_as_token_ids", "truncate_prompt_tokens", "bad_words",
 )  # fmt: skip
+_NOT_CONTINUABLE_EVEN_0 = ("logprobs", "thinking_token_budget")
 #: Where the engine is told what to make a grammar of; a plain value among them costs the replica a look.
 _CONSTRAINTS = ("response_format", "structured_outputs", "text", "output_config")
 _GENERATING = (Endpoint.CHAT, Endpoint.COMPLETIONS, Endpoint.RESPONSES, Endpoint.MESSAGES)
@@ -91,14 +92,23 @@ def _request(endpoint: Endpoint, draft: Draft, ignored: tuple[str, ...]) -> Vali
         stream=stream,
         body=sent,
         max_output_tokens=_max_output_tokens(draft),
+        is_bounded=any(name in sent for name in _OUTPUT_FIELDS),
         num_choices=num_choices,
         is_constrained=endpoint in _GENERATING and (draft.compiles_tools or any(map(sent.get, _CONSTRAINTS))),
-        continuable=endpoint in _CONTINUABLE and num_choices == 1 and not any(map(sent.get, _NOT_CONTINUABLE)),
+        continuable=endpoint in _CONTINUABLE
+        and num_choices == 1
+        and not any(map(sent.get, _NOT_CONTINUABLE))
+        and not any(_says_something(sent.get(name)) for name in _NOT_CONTINUABLE_EVEN_0),
         is_seeded=sent.get("seed") is not None and sent.get("temperature") != 0,
         is_batch=draft.asked.get("service_tier") == "flex",
         max_model_len=draft.context.max_model_len,
         ignored=ignored,
     )
+
+
+def _says_something(value: object) -> bool:
+    """Whether a field is set; 0 is something, False nothing."""
+    return value is not None and value is not False
 
 
 def _max_output_tokens(draft: Draft) -> int | None:

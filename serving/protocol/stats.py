@@ -40,7 +40,7 @@ class PoolStats:
 
 @dataclass(frozen=True, slots=True)
 class DemandStats:
-    """One model. The last four are of now, the others count."""
+    """One model. From ``num_queued`` on they are of now, the others count."""
 
     num_arrived: float = 0.0
     prompt_tokens: float = 0.0
@@ -48,12 +48,12 @@ class DemandStats:
     output_tokens: float = 0.0
     num_met: float = 0.0
     num_missed: float = 0.0
-    num_turned_away: float = 0.0
-    turned_away_prompt_tokens: float = 0.0
     num_queued: float = 0.0
     num_late: float = 0.0
     late_prompt_tokens: float = 0.0
     oldest_late_s: float = 0.0
+    num_turned_away: float = 0.0
+    turned_away_prompt_tokens: float = 0.0
 
     def as_stats(self, model: str, prompts: Sequence[int]) -> Stats:
         """``prompts``: arrivals by length of prompt (`autoscaler.types.prompt_bucket`)."""

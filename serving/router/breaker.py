@@ -23,18 +23,21 @@ class Breaker:
             return True
         return not self.is_probing and now_s >= self.open_until_s
 
-    def on_sent(self) -> None:
-        """A request goes to the replica; when the breaker is half open it is the probe."""
+    def on_sent(self) -> bool:
+        """A request goes to the replica. Whether it is the probe of a breaker that is half open: say so when it ends,
+        for what was sent before the breaker opened decides nothing."""
         self.is_probing = self.num_failures >= NUM_FAILURES
+        return self.is_probing
 
-    def on_answer(self) -> None:
-        """An answer has begun: as a probe that is enough, for its end may be an hour away."""
-        if self.is_probing:
-            self.on_success()
+    def on_answer(self, *, is_probe: bool) -> None:
+        """An answer has begun: of a probe that is enough, for its end may be an hour away."""
+        if is_probe:
+            self.on_success(is_probe=True)
 
-    def on_success(self) -> None:
-        self.num_failures = 0
-        self.is_probing = False
+    def on_success(self, *, is_probe: bool) -> None:
+        if is_probe or self.num_failures < NUM_FAILURES:
+            self.num_failures = 0
+            self.is_probing = False
 
     def on_failure(self, now_s: float, error: Exception | None = None) -> None:
         """The same ``error``, such as that of a lost connection, counts once, however many streams it broke. What was
@@ -49,6 +52,7 @@ class Breaker:
         if num_pauses >= 0:
             self.open_until_s = now_s + min(FIRST_PAUSE_S * 2 ** min(num_pauses, 30), MAX_PAUSE_S)
 
-    def on_dropped(self) -> None:
+    def on_dropped(self, *, is_probe: bool) -> None:
         """The request has ended in a way that says nothing of the replica: its client left."""
-        self.is_probing = False
+        if is_probe:
+            self.is_probing = False

@@ -16,6 +16,7 @@ import asyncio
 import math
 import random
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import islice
 
@@ -30,6 +31,8 @@ _NONE_COMING_S = 10.0
 _LONGEST_HEEDED_S = 120.0
 """The openai client does not come back at all when told to wait for longer."""
 _JITTER = 0.25
+_HEARD_WITHIN_S = 10.0
+_MOST_TURNED_AWAY = 1000
 _RATE_S = 10.0
 """The drain rate is a mean over about this long."""
 _NUM_SCANNED = 16
@@ -67,7 +70,7 @@ class Line:
         self._accounts: dict[str, float] = {}
         self._in_time, self._late, self._batch = self._classes = tuple(FairQueue(self._accounts) for _ in range(3))
         self._is_closed = False
-        self.num_turned_away = self.turned_away_prompt_tokens = 0
+        self._turned_away: deque[tuple[float, int]] = deque(maxlen=_MOST_TURNED_AWAY)
         self._sent_per_s = 0.0
         self._sent_at_s = clock()
 
@@ -82,6 +85,15 @@ class Line:
     @property
     def num_late(self) -> int:
         return self._late.num_waiting
+
+    @property
+    def turned_away(self) -> list[int]:
+        """Prompt tokens of each request that was refused a moment ago because nothing is up that may serve it, though
+        something could be started. For long enough that the autoscaler hears of it, however it lost its count."""
+        since_s = self._clock() - _HEARD_WITHIN_S
+        while self._turned_away and self._turned_away[0][0] < since_s:
+            self._turned_away.popleft()
+        return [prompt_tokens for _, prompt_tokens in self._turned_away]
 
     def passes(self, waiting: Waiting) -> bool:
         """Send ``waiting`` at once if nobody is before it and a replica is open to it; False: it has to ``wait``.
@@ -136,8 +148,7 @@ class Line:
                 if self._is_held_back(waiting):
                     held_back = waiting.tenant
                 elif not self._try(waiting, each):
-                    if each is self._in_time:
-                        self._scan()
+                    self._scan(waiting)
                     return
 
     def tick(self) -> None:
@@ -222,8 +233,7 @@ class Line:
         if math.isnan(coming_s):
             message = "no replica of this model is ready"
             return EngineUnavailable(message, retry_after_s=self._spread(MIN_RETRY_AFTER_S))
-        self.num_turned_away += 1
-        self.turned_away_prompt_tokens += waiting.prompt_tokens
+        self._turned_away.append((self._clock(), waiting.prompt_tokens))
         when = f"in {coming_s:.0f} s" if coming_s >= 1.0 else "any moment"
         return EngineUnavailable(
             f"no replica of this model is up; the next is expected {when}",
@@ -312,12 +322,12 @@ class Line:
         self._send(waiting, found)
         return True
 
-    def _scan(self) -> None:
-        """The first in line must wait; others near the front may be for a fallback replica."""
-        first = self._in_time.first()
-        for waiting in list(islice(self._in_time.front(), _NUM_SCANNED)):
-            if waiting is not first and self._jumps(waiting):
-                self._in_time.remove(waiting)
+    def _scan(self, first: Waiting) -> None:
+        """The ``first`` in line must wait; others near the front of each class may be for a fallback replica."""
+        for each in self._classes:
+            for waiting in list(islice(each.front(), _NUM_SCANNED)):
+                if waiting is not first and self._jumps(waiting):
+                    each.remove(waiting)
 
     def _send(self, waiting: Waiting, replica: Replica) -> None:
         if waiting.done is not None and waiting.done.done():

@@ -29,11 +29,13 @@ class Engine:
     def ids(self, text: str) -> list[int]:
         return list(self.tokenizer.encode(text, add_special_tokens=False))
 
-    def resume(self, sent: str, **params: Any) -> None:
-        """Begin with ``sent`` as what another engine has made."""
+    def resume(self, sent: str, eos: int | None = None, **params: Any) -> None:
+        """Begin with ``sent`` as what another engine has made; ``eos`` ends a sequence, as the model's config says."""
+        sampling_params = SamplingParams(output_kind=RequestOutputKind.DELTA, max_tokens=100, **params)
+        sampling_params.update_from_generation_config({}, eos)
         request = EngineCoreRequest(
             request_id="r", prompt_token_ids=self.ids("Count: "), mm_features=None, pooling_params=None,
-            sampling_params=SamplingParams(output_kind=RequestOutputKind.DELTA, max_tokens=100, **params),
+            sampling_params=sampling_params,
             arrival_time=0.0, lora_request=None, cache_salt=None, data_parallel_rank=None, external_req_id="r",
         )  # fmt: skip
 
@@ -85,6 +87,15 @@ def test_an_answer_that_a_stop_string_had_ended_ends(engine: Engine) -> None:
     engine.resume(TEXT, stop=["five"])
     assert not engine.asked
     assert engine.said() == ("", [], "stop")
+
+
+@pytest.mark.parametrize(("ignore_eos", "is_over"), [(True, False), (False, True)])
+def test_an_end_of_sequence_ends_an_answer_unless_it_is_ignored(
+    engine: Engine, ignore_eos: bool, is_over: bool
+) -> None:
+    engine.resume(TEXT, eos=engine.ids(TEXT)[-1], ignore_eos=ignore_eos)
+    assert bool(engine.asked) is not is_over
+    assert engine.said()[2] == ("stop" if is_over else None)
 
 
 def test_what_may_become_a_stop_string_is_still_to_be_sent(engine: Engine) -> None:

@@ -54,6 +54,11 @@ async def made(stack: Stack, index: int, num_tokens: int) -> None:
     await until(lambda: stack.engines[index].load().generated_tokens >= num_tokens)
 
 
+async def begun(stack: Stack) -> None:
+    """The one request has shown its client something."""
+    await until(lambda: [relay for relay in stack.inference._relays if relay._exchange.first_byte_s is not None])
+
+
 async def undisturbed(tmp_path: Path) -> bytes:
     async with start_stack(tmp_path / "undisturbed") as stack, await stack.open_chat(max_tokens=NUM_WORDS) as wire:
         return (await wire.answer()).body
@@ -207,6 +212,23 @@ async def test_f22_retries_stay_within_their_budget(tmp_path: Path) -> None:
         await stack.replicas[0].close()
         codes = sorted([(await request).status_code for request in requests])
         assert codes == [200, 200, 503, 503, 503]
+
+
+async def test_what_has_nowhere_to_go_takes_nothing_from_the_budget_of_what_has(tmp_path: Path) -> None:
+    limits = {"retry_budget_floor": 1, "retry_budget_ratio": 0.0}
+    async with start_stack(tmp_path, *engines(3), limits=limits) as stack:
+        await only(stack, 0)
+        async with await stack.open_chat("one", max_tokens=NUM_WORDS) as stranded:
+            await begun(stack)
+            await stack.replicas[0].close()
+            assert events((await stranded.answer()).body)[-1].get("error")
+        await only(stack, 1)
+        async with await stack.open_chat("two", max_tokens=NUM_WORDS) as wire:
+            stack.set_members([stack.replicas[1].name, stack.replicas[2].name])
+            await stack.until_ready(2)
+            await begun(stack)
+            await stack.replicas[1].close()
+            assert "error" not in events((await wire.answer()).body)[-1]
 
 
 async def test_f36_a_request_that_has_moved_has_the_whole_time_again(tmp_path: Path) -> None:

@@ -361,6 +361,15 @@ async def test_a_fallback_pool_takes_nothing_over_its_bounds(tmp_path: Path, ove
         assert spare.load().iterations == 0
 
 
+async def test_the_servers_own_bound_on_answers_closes_no_fallback_pool(tmp_path: Path) -> None:
+    limits = {"max_output_tokens": 1000}
+    bounds = {"max_prompt_tokens": 100, "max_output_tokens": 200}
+    async with busy_stack(tmp_path, fallback=bounds, limits=limits, coming=lambda *_: None) as stack:
+        await with_spare(stack, ["r1"])
+        assert (await stack.client.post(CHAT, json=chat())).status_code == 200
+        assert (await stack.client.post(CHAT, json=chat(max_tokens=900))).status_code == 503
+
+
 async def test_a_fallback_pool_serves_the_keys_that_it_is_for(tmp_path: Path) -> None:
     async with busy_stack(tmp_path, fallback=BOUNDS | {"keys": ["nobody"]}, coming=lambda *_: None) as stack:
         await with_spare(stack, ["r1"])

@@ -16,13 +16,13 @@ import pytest
 from serving.engine.scripted import Script, ScriptedEngine
 from serving.gateway.exchange import Exchange
 from serving.gateway.relay import translate_error
-from serving.protocol.asgi import AsgiApp, Receive, Scope, Send
+from serving.protocol.asgi import AsgiApp, Message, Receive, Scope, Send
 from serving.protocol.openai import Dialect
 from serving.protocol.sse import KEEP_ALIVE, EventDecoder
 from serving.router.breaker import NUM_FAILURES
 from tests.support.dialects import BODIES, MESSAGES
 from tests.support.engines import AppEngine, Events, Flood, Recorder, start
-from tests.support.stack import CHAT, MODEL, Stack, chat, start_stack, until
+from tests.support.stack import CHAT, MODEL, Stack, chat, chat_bytes, start_stack, until
 from tests.support.wire import Wire
 
 FIRST_EVENT = b'data: {"first": 1}\n\n'
@@ -393,3 +393,36 @@ async def test_a_slow_reader_is_cut_after_its_time_and_not_before(tmp_path: Path
         assert line["error"] == "slow_reader"
         assert stack.inference.num_in_flight == 0
         wire.abort()
+
+
+async def test_a_client_that_does_not_take_the_end_of_its_answer_is_cut_after_its_time(tmp_path: Path) -> None:
+    body, is_last = [chat_bytes(stream=True)], asyncio.Event()
+
+    async def receive() -> Message:
+        if body:
+            return {"type": "http.request", "body": body.pop(), "more_body": False}
+        return await asyncio.Event().wait() or {}
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.body" and not message.get("more_body"):
+            is_last.set()
+            await asyncio.Event().wait()  # as uvicorn does while its client reads nothing
+
+    scope = {"type": "http", "method": "POST", "path": CHAT, "headers": [(b"content-type", b"application/json")]}
+    async with start_stack(tmp_path, AppEngine(Flood(CHUNK, max_chunks=3))) as stack:
+        serving = asyncio.create_task(stack.gateway(scope, receive, send))  # type: ignore[arg-type]
+        await is_last.wait()
+        stack.tick(59)
+        assert stack.inference.num_in_flight == 1
+        stack.tick(61)
+        await stack.until(serving.done)
+        assert stack.inference.num_in_flight == 0
+
+
+async def test_a_gateway_that_stood_still_does_not_take_its_replicas_for_silent(tmp_path: Path) -> None:
+    app = Events([FIRST_EVENT], holds=True)
+    async with start_stack(tmp_path, AppEngine(app)) as stack, await stack.open_chat() as wire:
+        await wire.read_until(FIRST_EVENT)
+        stack.inference.tick(time.monotonic() + 900.0, stood_still_s=890.0)
+        app.release.set()
+        assert b"error" not in await wire.read_until(b"0\r\n\r\n")

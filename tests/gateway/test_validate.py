@@ -193,6 +193,8 @@ def test_only_plain_sampling_is_continuable() -> None:
         assert not chat(**fields).continuable, fields
     assert not send(Endpoint.COMPLETIONS, prompt=["a", "b"]).continuable
     assert not send(Endpoint.COMPLETIONS, echo=True).continuable
+    assert not send(Endpoint.COMPLETIONS, logprobs=0).continuable, "0 asks for the token's own"
+    assert chat(logprobs=False).continuable
     assert not send(Endpoint.RESPONSES).continuable
 
 

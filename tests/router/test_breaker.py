@@ -44,16 +44,16 @@ def test_a_success_between_failures_starts_the_count_again() -> None:
     breaker = Breaker()
     for _ in range(10):
         breaker.on_failure(0.0)
-        breaker.on_success()
+        breaker.on_success(is_probe=False)
     assert breaker.allows(0.0)
 
 
 def test_half_open_it_lets_one_request_through_and_its_success_closes_it() -> None:
     breaker = opened()
     assert breaker.allows(FIRST_PAUSE_S)
-    breaker.on_sent()
+    assert breaker.on_sent()
     assert not breaker.allows(FIRST_PAUSE_S), "one probe at a time"
-    breaker.on_success()
+    breaker.on_success(is_probe=True)
     assert breaker.allows(FIRST_PAUSE_S)
 
 
@@ -71,28 +71,46 @@ def test_a_probe_that_fails_doubles_the_pause_up_to_a_bound() -> None:
 
 def test_a_probe_whose_client_left_leaves_room_for_the_next() -> None:
     breaker = opened()
-    breaker.on_sent()
-    breaker.on_dropped()
+    breaker.on_dropped(is_probe=breaker.on_sent())
     assert breaker.allows(FIRST_PAUSE_S)
 
 
-@given(st.lists(st.sampled_from(["sent", "success", "failure", "dropped"]), max_size=60))
-def test_it_never_stays_shut(events: list[str]) -> None:
-    breaker = Breaker()
+@given(st.lists(st.sampled_from(["sent", "answer", "success", "failure", "dropped"]), max_size=60), st.data())
+def test_it_never_stays_shut(events: list[str], data: st.DataObject) -> None:
+    breaker, under_way = Breaker(), list[bool]()
     for now_s, event in enumerate(events):
-        getattr(breaker, f"on_{event}")(*([float(now_s)] if event == "failure" else []))
-    breaker.on_dropped()  # whatever was under way has ended
+        if event == "sent":
+            if breaker.allows(now_s):
+                under_way.append(breaker.on_sent())
+        elif under_way:
+            is_probe = under_way[index := data.draw(st.integers(0, len(under_way) - 1))]
+            if event == "failure":
+                breaker.on_failure(float(now_s))
+            else:
+                getattr(breaker, f"on_{event}")(is_probe=is_probe)
+            if event != "answer":
+                del under_way[index]
+    for is_probe in under_way:
+        breaker.on_dropped(is_probe=is_probe)
     assert breaker.allows(len(events) + MAX_PAUSE_S)
 
 
 def test_a_probe_whose_answer_has_begun_closes_it_however_long_the_answer_is() -> None:
     breaker = opened()
-    breaker.on_sent()
-    breaker.on_answer()
+    breaker.on_answer(is_probe=breaker.on_sent())
     assert breaker.allows(FIRST_PAUSE_S)
 
 
 def test_the_answer_to_what_was_sent_before_it_opened_closes_nothing() -> None:
     breaker = opened()
-    breaker.on_answer()
+    breaker.on_answer(is_probe=False)
+    breaker.on_success(is_probe=False)
     assert not breaker.allows(0.0)
+
+
+def test_only_the_probe_makes_room_for_another_one() -> None:
+    breaker = opened()
+    breaker.on_sent()
+    breaker.on_dropped(is_probe=False)
+    breaker.on_success(is_probe=False)
+    assert not breaker.allows(FIRST_PAUSE_S)

@@ -387,8 +387,9 @@ async def test_where_none_will_be_ready_in_time_it_is_said_at_once(
     error = await refusal(hall.line.wait(hall.request("a")))
     assert isinstance(error, EngineUnavailable)
     assert retry_after_s <= error.retry_after_s <= min(120.0, 1.25 * retry_after_s), "the openai client heeds 120 s"
-    assert hall.line.num_turned_away == (coming_s is not None)
-    assert hall.line.turned_away_prompt_tokens == 100 * hall.line.num_turned_away
+    assert hall.line.turned_away == ([100] if coming_s is not None else [])
+    hall.clock.advance(11.0)
+    assert hall.line.turned_away == []
 
 
 @pytest.mark.parametrize("coming_s", [0.0, 29.0, math.nan])
@@ -538,6 +539,19 @@ async def test_a_fallback_replica_is_offered_to_every_tenant_near_the_front() ->
     hall.line.pump()
     assert hall.sent == ["b"]
     assert hall.line.num_waiting == 30
+
+
+async def test_who_may_use_no_fallback_replica_keeps_none_from_those_who_may() -> None:
+    hall = Hall()
+    hall.gpu.is_ready = False
+    await hall.enter(hall.request("a1", is_late=True), hall.request("a2"))
+    await hall.enter(hall.request("b", allows_fallback=True, is_late=True))
+    await hall.enter(hall.request("c", allows_fallback=True, is_batch=True))
+    cpu = with_cpu(hall, num_free_slots=2)
+    hall.line.pump()
+    assert hall.sent == ["b", "c"]
+    assert cpu.num_free_slots == 0
+    assert hall.line.num_waiting == 2
 
 
 # ------------------------------------------------------------------------------------------------------------ all of it
