@@ -310,8 +310,10 @@ class Line:
 
     def _jumps(self, waiting: Waiting) -> bool:
         """Whether a fallback replica serves it at once, though others wait for a primary one."""
+        if not waiting.allows_fallback:
+            return False
         replicas = waiting.replicas()
-        if not waiting.allows_fallback or not any(replica.is_fallback and replica.is_ready for replica in replicas):
+        if not any(replica.is_fallback and replica.is_ready for replica in replicas):
             return False
         line = self._in_time
         found = self._choose(
