@@ -5,7 +5,9 @@ more as the prompt's share of a mean request's work says. So a minute of short r
 it is.
 
 Four simple predictors of that rate (means over half a minute, two and ten minutes, and a damped trend) are judged by
-how well each foretold the rate one lead time later; their weighted geometric mean is the forecast.
+how well each foretold the rate one lead time later; their weighted geometric mean is the forecast. Where the last half
+minute is above it by more than chance, and by more than this workload's surprises have been, the load has changed: then
+the last half minute is the forecast.
 
 What a forecast is worth is learned too (`shadow_fleets.py`). A histogram of the ratios rate found / rate foretold says
 the same of single minutes, for the pools that take over when the primary ones are at zero.
@@ -42,6 +44,12 @@ _ERROR_SCALE = 50.0
 _FAST_S, _MIDDLE_S, _SLOW_S, _MIX_S, _HOUR_S, _DAY_S = 30.0, 120.0, 600.0, 1800.0, 3600.0, 86_400.0
 _WINDOWS_S = (_FAST_S, _MIDDLE_S, _SLOW_S, _MIX_S, _HOUR_S, _DAY_S)
 _TREND_DAMPING = 0.6
+_MORE_THAN_CHANCE = 4.0
+"""Standard deviations of a count of arrivals that come at random."""
+_UNHEARD_OF = 0.01
+"""A surprise of this size or more, as a share of all minutes seen: the load has changed. Loads that burst all the time
+have none such.
+"""
 _MIN_RATE_PER_S = 1e-6
 _UNKNOWN_OUTPUT_TOKENS = 100.0
 _PER_REQUEST_FADE = 0.998
@@ -198,7 +206,7 @@ def outlook(memory: DemandMemory, lead_s: float) -> Outlook:
     """What to expect ``lead_s`` from now."""
     num_known = sum(memory.buckets)
     return Outlook(
-        nimble=Foresight(_combined(memory, _predictors(memory, lead_s)), memory.nimble),
+        nimble=Foresight(_nimble_per_s(memory, _predictors(memory, lead_s)), memory.nimble),
         steady=Foresight(_steady_per_s(memory), memory.steady),
         present_per_s=memory.middle.value,
         day_per_s=memory.day.value,
@@ -247,6 +255,15 @@ def _combined(memory: DemandMemory, predictors: tuple[float, ...]) -> float:
     )
 
 
+def _nimble_per_s(memory: DemandMemory, predictors: tuple[float, ...]) -> float:
+    combined_per_s, fast_per_s = _combined(memory, predictors), predictors[0]
+    if (fast_per_s - combined_per_s) * _FAST_S < _MORE_THAN_CHANCE * math.sqrt(fast_per_s * _FAST_S):
+        return combined_per_s
+    ratio = fast_per_s / combined_per_s
+    num_such = sum([weight for each, weight in zip(RATIOS, memory.spread, strict=True) if each >= ratio])
+    return fast_per_s if num_such < _UNHEARD_OF * sum(memory.spread) else combined_per_s
+
+
 def _steady_per_s(memory: DemandMemory) -> float:
     return max(_MIN_RATE_PER_S, memory.hour.value, memory.slow.value)
 
@@ -255,7 +272,7 @@ def _judge(memory: DemandMemory, now_s: float, lead_s: float) -> DemandMemory:
     """Compare what was foretold for now with what came, and foretell again."""
     window_s = memory.window_s
     predictors = _predictors(memory, lead_s)
-    made = Forecasts(now_s, predictors, _combined(memory, predictors), _steady_per_s(memory))
+    made = Forecasts(now_s, predictors, _nimble_per_s(memory, predictors), _steady_per_s(memory))
     fade = 0.5 ** (window_s / _SPREAD_HALF_LIFE_S)
     spread, errors, pending = memory.spread, memory.errors, memory.pending
     if memory.seen_s >= _FIRST_FORECAST_S:

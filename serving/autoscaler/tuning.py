@@ -13,7 +13,7 @@ class Tuning:
     """How long a miss is remembered."""
     budget_prior_s: float = 3_600.0
     """How long a fresh memory takes itself to have met the budget exactly: it neither saves nor spends at first."""
-    min_prior_requests: float = 1_000.0
+    min_prior_requests: float = 100.0
     price_gain: float = 1.5
     """e-folds of the shadow price per budget overspent."""
     saving_gain: float = 1.5

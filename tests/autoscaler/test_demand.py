@@ -47,6 +47,17 @@ def test_bursts_widen_the_spread_but_not_beyond_what_was_seen() -> None:
     assert ceiling_per_s(seen, 0.4) < 1.15 * 10.0
 
 
+def test_a_load_that_has_never_been_is_believed_at_once() -> None:
+    memory = _after([*[demand(2.0)] * 2000, *[demand(24.0)] * 12])
+    assert outlook(memory, 180.0).nimble.forecast_per_s == memory.fast.value > 20.0
+
+
+def test_a_burst_like_those_before_it_is_no_new_load() -> None:
+    loads = ([demand(2.0)] * 60 + [demand(24.0)] * 12) * 20
+    memory = _after(loads)
+    assert outlook(memory, 180.0).nimble.forecast_per_s < 0.8 * memory.fast.value
+
+
 def test_a_minute_of_short_prompts_is_a_light_minute() -> None:
     steady = [demand(6.0)] * 400
     light = outlook(_after([*steady, *[demand(6.0, prompt_tokens=500)] * 60]), 180.0)
