@@ -102,7 +102,7 @@ def explain(decision: Decision, at_s: float) -> RenderableType:
         f"{decision.model} at {when}, {_age(at_s - decision.at_s)} old{mode}: {WHY[plan.binding]}.",
         f"Expected {plan.forecast_per_s:.3g} requests/s, of which {plan.expected_miss:.2%} would miss the SLO "
         f"for want of replicas once all of these are ready; "
-        f"{plan.budget_spent:.0%} of the error budget is spent; a miss is priced at {plan.miss_usd:.3g} USD.",
+        f"misses are at {plan.budget_spent:.0%} of the error budget; one is priced at {plan.miss_usd:.3g} USD.",
         f"{demand.num_queued} wait in time, {demand.num_late} late"
         + (f", {demand.num_turned_away} were turned away" if demand.num_turned_away else "")
         + f". The fleet costs {plan.usd_per_hour:.2f} USD/h"
