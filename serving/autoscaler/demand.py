@@ -256,6 +256,7 @@ def _combined(memory: DemandMemory, predictors: tuple[float, ...]) -> float:
 
 
 def _nimble_per_s(memory: DemandMemory, predictors: tuple[float, ...]) -> float:
+    """What the predictors say together, or the last half minute where the load has changed."""
     combined_per_s, fast_per_s = _combined(memory, predictors), predictors[0]
     if (fast_per_s - combined_per_s) * _FAST_S < _MORE_THAN_CHANCE * math.sqrt(fast_per_s * _FAST_S):
         return combined_per_s

@@ -170,8 +170,7 @@ def _patient(
     ]
     if not able or any(wanted[index] for index in able):
         return wanted
-    # Primary pools first: what brings one late request mostly brings more. A fallback pool first cost 2.4 % more over
-    # the three days of burstgpt.
+    # Primary pools first: what brings one late request mostly brings more, too much for a fallback pool.
     chosen = min(able, key=lambda index: (market.offers[index].is_fallback, market.offers[index].usd_per_s))
     return (*wanted[:chosen], 1, *wanted[chosen + 1 :])
 

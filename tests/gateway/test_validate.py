@@ -293,12 +293,14 @@ def test_conversations_are_bounded() -> None:
 def test_shallow_arguments_with_many_brackets_pass() -> None:
     for arguments in ({"a": [[]] * 500}, {"code": "[" * 500}, {"code": '["\\' * 500}, nested_list(64)):
         call = {**CALL, "function": {"name": "f", "arguments": json.dumps(arguments)}}
-        chat({"role": "assistant", "tool_calls": [call]})
+        message = {"role": "assistant", "tool_calls": [call]}
+        assert chat(message).body["messages"] == [message]
 
 
 @pytest.mark.parametrize("arguments", ["[[1], " * 60 + "cut off", "{" * 60 + "[" * 4, "]" * 100 + "[]" * 100])
 def test_arguments_that_a_model_broke_off_do_not_end_the_conversation(arguments: str) -> None:
-    chat({"role": "assistant", "tool_calls": [{**CALL, "function": {"name": "f", "arguments": arguments}}]})
+    message = {"role": "assistant", "tool_calls": [{**CALL, "function": {"name": "f", "arguments": arguments}}]}
+    assert chat(message).body["messages"] == [message]
 
 
 @pytest.mark.parametrize("arguments", ["[" * 65, "[" * 65 + "]" * 65, '["]",' * 65, '{"a":' * 65 + "1" + "}" * 65])
