@@ -126,6 +126,7 @@ def replica_options(config: Config, model: ModelConfig, pool: CpuPool | CudaPool
         log_path=str(config.server.log_path),
         grammar_compile_s=config.limits.grammar_compile_s,
         speed=pool.seed_speed,
+        speed_steps=pool.seed_steps,
         # What the node's zygote has imported are the server's own packages.
         is_forked=isinstance(pool, CpuPool) and pool.python is None and site.engine != "scripted",
     )

@@ -131,6 +131,7 @@ def test_an_engine_is_as_fast_as_its_device_until_the_file_says_better() -> None
     assert (cuda.seed_speed, cuda.seed_cold_start_s) == (CUDA_SPEED, CUDA_COLD_START_S)
     [known] = parse(with_pool(speed=SPEED, cold_start_s=7)).models[0].pools
     assert (known.seed_speed, known.seed_cold_start_s) == ((0.1, 0.01, 0.0, 0.001), 7.0)
+    assert known.seed_steps > cpu.seed_steps, "what was measured is worth more than a guess"
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 """Is the simulator right? ``python -m benchmarks.scenarios.replay --trace FILE [--json FILE]``
 
-Ten minutes of a trace go to a real server (the two pools of `burst.py`, autoscaler included) and through the simulator
-with the same fleet, whose speeds and cold starts are those that the real one has shown in this run. Cost and SLO of the
-two are compared.
+The two pools of `burst.py` are calibrated (`ballast bench calibrate`), and their server is told so. Ten minutes of a
+trace go to that server, autoscaler included, and through the simulator with the same fleet, whose speeds and cold
+starts are those that the real one has shown in this run. Cost and SLO of the two are compared.
 
 The bundled model is small and this machine slow: lengths are divided by ``--shrink``, and the trace's rate is brought
 to ``--rate`` by taking each request as often as that needs.
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import environment
-from benchmarks.calibrate import FIRST_ID, LAST_ID
+from benchmarks.calibrate import FIRST_ID, LAST_ID, alone, calibrate
 from benchmarks.load.traffic import Driver, Due, Run
 from benchmarks.scenarios.burst import MODEL, TPOT_SLO_S, TTFT_SLO_S, USD_PER_HOUR, config, sampled, usd_of
 from benchmarks.server import RunningServer, running
@@ -53,7 +53,11 @@ def main() -> int:
     part = read_trace(options.trace).part(begin_s, begin_s + options.minutes * 60.0)
     trace = fitted(part, options.rate, options.minutes * 60.0, options.shrink)
     print(f"{len(trace)} requests in {trace.span_s:.0f} s", file=sys.stderr)
-    with running(config()) as server:
+    speeds = _calibrated()
+    given = config()
+    for pool in given["models"][0]["pools"]:
+        pool["speed"] = speeds[pool["name"]]
+    with running(given) as server:
         real = asyncio.run(_replay(server, trace))
         decisions = [json.loads(line) for line in (server.state_dir / "decisions" / "decisions.jsonl").open()]
     scenario = scenario_of([entry["decision"] for entry in decisions if "decision" in entry], real["step_models"])
@@ -69,6 +73,7 @@ def main() -> int:
             "trace": options.trace.name.partition(".")[0],
             "options": {name: value for name, value in vars(options).items() if name not in ("trace", "json")},
             "num_requests": len(trace),
+            "calibration": speeds,
             "real": {name: value for name, value in real.items() if name != "step_models"},
             "simulated": simulated,
             "cost_error": round(cost_error, 4),
@@ -95,6 +100,17 @@ def fitted(trace: Trace, rate_per_s: float, span_s: float, shrink: float) -> Tra
     rows.sort()
     times_s, prompts, outputs = zip(*rows, strict=True)
     return Trace(trace.name, array("d", times_s), array("l", prompts), array("l", outputs))
+
+
+def _calibrated() -> dict[str, dict[str, float]]:
+    """The ``speed`` section of each pool, measured on a server of it alone."""
+    [model] = config()["models"]
+    found = {}
+    for pool in model["pools"]:
+        with running(alone(model, pool)) as server:
+            found[pool["name"]] = asyncio.run(calibrate(server, MODEL, pool["name"])).as_config()
+        print(f"{pool['name']}: {found[pool['name']]}", file=sys.stderr)
+    return found
 
 
 async def _replay(server: RunningServer, trace: Trace) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from serving.config.engine import CpuEngine, CudaEngine
 from serving.config.section import ConfigPath, PoolName, Section
-from serving.config.speed import CPU_SPEED, CUDA_SPEED, Speed
+from serving.config.speed import CALIBRATED_STEPS, CPU_SPEED, CUDA_SPEED, GUESS_STEPS, Speed
 from serving.protocol.frames import StepSpeed
 
 DEFAULT_GPU_MEMORY_UTILIZATION = 0.9
@@ -76,6 +76,11 @@ class _Pool(Section):
     fallback: Fallback | None = Field(
         default=None, description="Set: this pool stands in for its siblings, within these bounds."
     )
+
+    @property
+    def seed_steps(self) -> float:
+        """How many measured steps outweigh the seed's speed."""
+        return CALIBRATED_STEPS if self.speed else GUESS_STEPS
 
 
 class CpuPool(_Pool):

@@ -9,6 +9,11 @@ CPU_SPEED: StepSpeed = (0.02, 0.001, 1e-6, 0.0005)
 """Of one core and a small model, in its order of magnitude: two seconds of serving replace it."""
 CUDA_SPEED: StepSpeed = (0.011, 5e-5, 8e-8, 1e-4)
 """Of an A100-class GPU and a model of 8 billion parameters."""
+GUESS_STEPS, CALIBRATED_STEPS = 8.0, 100.0
+"""How many measured steps a guess by device is worth, and how many a pool's own ``speed`` section: a replica that has
+only ever served two requests at once knows little of what sixty would cost it, and whoever has measured that is to be
+believed.
+"""
 
 
 class Speed(Section):

@@ -16,8 +16,6 @@ from serving.protocol.frames import NO_WORK, StepSpeed, WorkDone
 
 #: Steps after which an old one counts half.
 HALF_LIFE_STEPS = 5_000.0
-#: How many steps the seed is worth, for each coefficient.
-SEED_STEPS = 8.0
 #: A gap longer than this between two steps says that the engine had nothing to do in between.
 IDLE_GAP_S = 30.0
 
@@ -36,9 +34,9 @@ def tokens_in_blocks(held_tokens: float, num_sequences: int, block_size: int) ->
 
 
 class StepMeter:
-    """``seed``: the coefficients before any was measured, in seconds."""
+    """``seed``: the coefficients before any was measured, in seconds; worth ``seed_steps`` measured steps each."""
 
-    def __init__(self, seed: StepSpeed) -> None:
+    def __init__(self, seed: StepSpeed, seed_steps: float) -> None:
         self.work: WorkDone = NO_WORK
         self._last_s: float | None = None
         self._speed = seed
@@ -46,6 +44,7 @@ class StepMeter:
         self._moments = [[0.0] * len(_TYPICAL) for _ in _TYPICAL]
         self._targets = [0.0] * len(_TYPICAL)
         self._seed = seed
+        self._seed_steps = seed_steps
 
     def on_step(self, now_s: float, num_sequences: int, kv_tokens: float, prefill_tokens: int) -> None:
         """A step has ended. One whose beginning is not known does not count."""
@@ -99,7 +98,7 @@ class StepMeter:
         # does not fade: of an engine that never makes an output token there is nothing else to say.
         num_steps, _, _, _, busy_s = self.work
         step_s = max(_seconds(self._seed, _TYPICAL), busy_s / max(1.0, num_steps), _MIN_STEP_S)
-        seed_moments = [SEED_STEPS * (typical / step_s) ** 2 for typical in _TYPICAL]
+        seed_moments = [self._seed_steps * (typical / step_s) ** 2 for typical in _TYPICAL]
         for _ in range(_NUM_SWEEPS):
             for index, row in enumerate(self._moments):
                 rest = sum(row[other] * found[other] for other in range(len(found)) if other != index)

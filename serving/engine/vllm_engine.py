@@ -34,7 +34,7 @@ from vllm.v1.metrics.loggers import StatLoggerBase
 from vllm.v1.metrics.stats import IterationStats, MultiModalCacheStats, SchedulerStats
 
 from serving.config.limits import Limits
-from serving.config.speed import CPU_SPEED
+from serving.config.speed import CPU_SPEED, GUESS_STEPS
 from serving.engine.base import EngineLoad, current_request
 from serving.engine.grammar_check import CheckedApp, GrammarCheck
 from serving.engine.metered_llm import MeteredAsyncLLM
@@ -58,8 +58,9 @@ class VllmOptions:
 
     ``served_names`` is the model's name and its aliases; ``args`` are fields of vLLM's ``AsyncEngineArgs`` and of its
     server arguments, already validated by the config; ``grammar_cpu_s`` bounds the making of one grammar; ``speed`` is
-    what a step costs before any was measured. With ``zygote_path`` the sandbox is forked from the zygote there, and
-    the engine's process from this one, which has imported all that it needs and must not have run a parallel loop.
+    what a step costs before any was measured, worth ``speed_steps`` of them. With ``zygote_path`` the sandbox is forked
+    from the zygote there, and the engine's process from this one, which has imported all that it needs and must not
+    have run a parallel loop.
     """
 
     model: str
@@ -67,6 +68,7 @@ class VllmOptions:
     args: Mapping[str, Any] = field(default_factory=dict)
     grammar_cpu_s: float = GRAMMAR_CPU_S
     speed: StepSpeed = CPU_SPEED
+    speed_steps: float = GUESS_STEPS
     zygote_path: Path | None = None
 
     def as_namespace(self) -> argparse.Namespace:
@@ -90,7 +92,7 @@ class VllmEngine:
 
     def __init__(self, options: VllmOptions) -> None:
         self._options = options
-        self._gauges = _Gauges(options.speed)
+        self._gauges = _Gauges(options.speed, options.speed_steps)
         self._llm: MeteredAsyncLLM | None = None
         self._app: AsgiApp | None = None
         self._sandbox: Sandbox | None = None
@@ -187,7 +189,7 @@ def build(options: ReplicaOptions) -> VllmEngine:
     return VllmEngine(
         VllmOptions(
             options.source, options.served_names, options.engine_args, options.grammar_compile_s, options.speed,
-            options.zygote_path,
+            options.speed_steps, options.zygote_path,
         )
     )  # fmt: skip
 
@@ -206,9 +208,9 @@ def _echo_requested_name(models: OpenAIServingModels) -> None:
 class _Gauges:
     """The latest of what vLLM's engine records about itself after every step."""
 
-    def __init__(self, seed: StepSpeed) -> None:
+    def __init__(self, seed: StepSpeed, seed_steps: float) -> None:
         self.load = EngineLoad()
-        self.meter = StepMeter(seed)
+        self.meter = StepMeter(seed, seed_steps)
         self.kv_capacity_tokens = 0
         self._block_size = 1
 

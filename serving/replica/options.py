@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from serving.config.speed import CPU_SPEED
+from serving.config.speed import CPU_SPEED, GUESS_STEPS
 from serving.lifecycle import zygote
 from serving.protocol.frames import StepSpeed
 
@@ -29,7 +29,7 @@ class ReplicaOptions:
         version: short hash of everything above that changes answers; clients see it.
         model_version: the same of the model alone, whatever the pool.
         grammar_compile_s: seconds of processor time in which a client's constraint must become a grammar.
-        speed: what an engine step costs, before this engine was measured.
+        speed: what an engine step costs, before this engine was measured; worth ``speed_steps`` measured steps.
         listen_host: address for gateways on other nodes; None when all run on one.
         is_forked: the engine runs in a process forked from the node's zygote, instead of in Ray's worker process.
     """
@@ -49,6 +49,7 @@ class ReplicaOptions:
     grammar_compile_s: float
     engine_args: Mapping[str, Any] = field(default_factory=dict)
     speed: StepSpeed = CPU_SPEED
+    speed_steps: float = GUESS_STEPS
     listen_host: str | None = None
     is_forked: bool = False
     model_version: str = ""

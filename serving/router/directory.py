@@ -19,8 +19,9 @@ logger = logging.getLogger("ballast.router")
 SILENT_S, LOST_S = 3.0, 15.0
 #: About so far apart is the directory told that time passes.
 TICK_S = 0.5
-#: Steps after which a replica's own measure of what a step costs is good enough.
-NUM_STEPS_TO_KNOW = 200.0
+#: Steps after which a replica's own measure of what a step costs is good enough: a hundred of them, with a prompt or
+#: two among them, can be wrong by a factor of five about a full batch.
+NUM_STEPS_TO_KNOW = 1000.0
 
 
 class Directory:

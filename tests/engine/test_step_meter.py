@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.config.speed import CPU_SPEED, CUDA_SPEED
+from serving.config.speed import CALIBRATED_STEPS, CPU_SPEED, CUDA_SPEED, GUESS_STEPS
 from serving.engine.step_meter import IDLE_GAP_S, StepMeter, tokens_in_blocks
 from serving.protocol.frames import StepSpeed
 
@@ -35,8 +35,8 @@ def some_steps(number: int, make: Callable[[random.Random], Step] = mixed) -> It
 class Engine:
     """Steps, one after the other, as a meter sees them."""
 
-    def __init__(self, seed: StepSpeed = CUDA_SPEED) -> None:
-        self.meter = StepMeter(seed)
+    def __init__(self, seed: StepSpeed = CUDA_SPEED, seed_steps: float = GUESS_STEPS) -> None:
+        self.meter = StepMeter(seed, seed_steps)
         self.now_s = 100.0
         self.num_steps = 0
         self.meter.on_request(self.now_s)
@@ -102,12 +102,38 @@ def test_what_was_never_seen_stays_at_the_guess_for_ever() -> None:
     assert (c0_s, cp_s) == pytest.approx((TRUE[0], TRUE[3]), rel=0.05)
 
 
+def quiet(rng: random.Random) -> Step:
+    """A step of an engine that has little to do."""
+    num_sequences = rng.randint(1, 3)
+    return num_sequences, num_sequences * rng.uniform(50, 400), rng.choice([0] * 30 + [rng.randint(20, 800)])
+
+
+def test_a_calibrated_engine_knows_of_full_batches_while_it_serves_few() -> None:
+    """Measured steps scatter by some tenths: a hundred of one or two sequences say nothing of sixty."""
+    rng, full = random.Random(2), (60, 60 * 300.0, 0)
+    errors = {}
+    for name, seed, seed_steps in (("guess", CPU_SPEED, GUESS_STEPS), ("calibrated", TRUE, CALIBRATED_STEPS)):
+        engine = Engine(seed, seed_steps)
+        errors[name] = []
+        for number, step in enumerate(some_steps(1000, quiet)):
+            engine.step(step, seconds(TRUE, step) * rng.lognormvariate(0.0, 0.2))
+            if number % 100 == 99:
+                errors[name].append(abs(seconds(engine.meter.speed, full) / seconds(TRUE, full) - 1.0))
+    assert max(errors["calibrated"]) < 0.15 < max(errors["guess"])
+
+
+def test_a_calibration_of_another_machine_is_forgotten() -> None:
+    engine = Engine((2 * TRUE[0], 2 * TRUE[1], 2 * TRUE[2], 2 * TRUE[3]), CALIBRATED_STEPS)
+    engine.run(some_steps(5000))
+    assert engine.meter.speed == pytest.approx(TRUE, rel=0.1)
+
+
 def test_before_any_step_the_guess_stands() -> None:
-    assert StepMeter(CPU_SPEED).speed == CPU_SPEED
+    assert StepMeter(CPU_SPEED, GUESS_STEPS).speed == CPU_SPEED
 
 
 def test_steps_are_counted_with_what_was_in_them() -> None:
-    meter = StepMeter(CPU_SPEED)
+    meter = StepMeter(CPU_SPEED, GUESS_STEPS)
     meter.on_request(10.0)
     meter.on_step(10.5, 4, 1000.0, 300)
     meter.on_step(11.0, 5, 1100.0, 0)
@@ -126,7 +152,7 @@ def test_the_time_between_requests_is_no_step() -> None:
 
 
 def test_a_request_that_joins_others_begins_no_step() -> None:
-    meter = StepMeter(CPU_SPEED)
+    meter = StepMeter(CPU_SPEED, GUESS_STEPS)
     meter.on_request(10.0)
     meter.on_request(10.9)
     meter.on_step(11.0, 1, 10.0, 5)
@@ -134,7 +160,7 @@ def test_a_request_that_joins_others_begins_no_step() -> None:
 
 
 def test_a_step_whose_beginning_nobody_saw_does_not_count() -> None:
-    meter = StepMeter(CPU_SPEED)
+    meter = StepMeter(CPU_SPEED, GUESS_STEPS)
     meter.on_step(10.0, 1, 10.0, 5)
     meter.on_step(10.0 + 2 * IDLE_GAP_S, 1, 10.0, 5)
     assert meter.work == (0.0, 0.0, 0.0, 0.0, 0.0)
@@ -154,7 +180,7 @@ def test_a_step_whose_beginning_nobody_saw_does_not_count() -> None:
 def test_no_steps_give_a_cost_below_zero_or_none_at_all(
     steps: list[tuple[float, int, float, int, bool]], seed: StepSpeed
 ) -> None:
-    meter, now_s = StepMeter(seed), 0.0
+    meter, now_s = StepMeter(seed, GUESS_STEPS), 0.0
     for took_s, num_sequences, kv_tokens, prompt_tokens, is_idle in steps:
         now_s += took_s
         meter.on_step(now_s, num_sequences, kv_tokens, prompt_tokens)

@@ -9,7 +9,7 @@ import pytest
 
 from serving.protocol.frames import Kind, OpenHead
 from serving.protocol.membership import ReplicaAddress
-from serving.router.directory import LOST_S, Directory
+from serving.router.directory import LOST_S, NUM_STEPS_TO_KNOW, Directory
 from tests.support.peers import fake_replica
 from tests.support.stack import SECRET, until
 
@@ -157,3 +157,25 @@ async def test_a_replica_that_has_just_started_is_as_fast_as_its_pool_was_found_
         second.load(speed=seed, work=(4.0, 0.0, 4.0, 0.0, 0.1))
         await until(lambda: known["r1"].tpot_s < slow_s)
         assert known["r1"].tpot_s == known["r0"].tpot_s
+
+
+async def test_what_a_pool_has_measured_outlives_its_replicas(tmp_path: Path, directory: Directory) -> None:
+    measured, first_fit = (0.002, 0.0001, 1e-7, 5e-5), (0.004, 0.003, 1e-6, 3e-4)
+    async with fake_replica(tmp_path / "r0") as old, fake_replica(tmp_path / "r1") as young:
+        directory.update("demo", "cpu", [member(tmp_path, "r0")])
+        first = await old.accepted("r0")
+        [gone] = directory.all()
+        first.load(speed=measured, work=(9 * NUM_STEPS_TO_KNOW, 0.0, 9e3, 0.0, 99.0))
+        await until(lambda: gone.load)
+        directory.update("demo", "cpu", [member(tmp_path, "r1")])
+        second = await young.accepted("r1")
+        [known] = directory.all()
+
+        async def speed_after(num_steps: float) -> list[float]:
+            second.load(speed=first_fit, work=(num_steps, 0.0, num_steps, 0.0, 5.0))
+            await until(lambda: known.load and known.load["work"][0] == num_steps)
+            assert known.load
+            return list(known.load["speed"])
+
+        assert await speed_after(0.1 * NUM_STEPS_TO_KNOW) == list(measured)
+        assert await speed_after(NUM_STEPS_TO_KNOW) == list(first_fit)
