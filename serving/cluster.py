@@ -18,7 +18,7 @@ from serving.config.pool import CpuPool
 from serving.config.server import ServerConfig
 from serving.edge import haproxy as edge
 from serving.engine.preload import MODULES
-from serving.errors import MachineError
+from serving.errors import MachineError, OperatorError
 from serving.lifecycle import zygote
 from serving.lifecycle.launch import DeploymentState, Rollout
 from serving.lifecycle.processes import RUNTIME_DIR_VARIABLE, end_processes_of
@@ -146,14 +146,14 @@ class Cluster:
     def redeploy(self, config: Config) -> None:
         """Have ``config`` take the place of the one that is deployed, as `deploy` does: what has changed is replaced.
         Where there is room for both, a new replica comes before the old one goes. Raises MachineError when Ray is
-        silent.
+        silent or the disk is full; the old config stays then.
         """
         from ray.exceptions import RayError
 
         before, self.config = self.config, config
         try:
             self.deploy(*self._deployed_with)
-        except (RayError, RuntimeError, TimeoutError) as error:
+        except (RayError, RuntimeError, TimeoutError, OSError, OperatorError) as error:
             self.config = before
             raise MachineError(f"Ray Serve does not take the config: {error}") from error
 

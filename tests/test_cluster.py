@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from serving import cluster
-from serving.cluster import EdgePorts, cluster_environment, compile_cache_dir, new_runtime_dir
+from serving.cluster import Cluster, EdgePorts, cluster_environment, compile_cache_dir, new_runtime_dir
 from serving.config import load_config
 from serving.config.server import ServerConfig
+from serving.errors import MachineError, StateError
 from serving.lifecycle.processes import RUNTIME_DIR_VARIABLE
 
 ROOT = Path(__file__).parent.parent
@@ -76,3 +77,18 @@ def test_the_launcher_that_stands_for_haproxy_is_ours_alone(tmp_path: Path, serv
     assert stat.S_IMODE(launcher.stat().st_mode) == 0o700
     assert "edge/haproxy.py" in launcher.read_text()
     assert os.access(launcher, os.X_OK)
+
+
+@pytest.mark.parametrize("error", [StateError("No space left on device"), OSError("No space left"), MachineError("no")])
+def test_a_config_that_cannot_be_handed_over_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def deploy(*_: object) -> None:
+        raise error
+
+    old, new = load_config(ROOT / "ballast.yaml"), load_config(ROOT / "ballast.cuda.yaml")
+    running = Cluster(old, runtime_dir=tmp_path)
+    monkeypatch.setattr(running, "deploy", deploy)
+    with pytest.raises(MachineError, match="does not take the config"):
+        running.redeploy(new)
+    assert running.config is old

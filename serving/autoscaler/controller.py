@@ -82,15 +82,15 @@ class ModelAutoscaler:
                 (max(0.0, cold_starts_s.get(pool, 0.0) - age_s) for age_s in state.starting_age_s), default=None
             )
             cost = costs[pool]
+            is_available = state.is_placeable and pool not in backed_off
             pools[pool] = PoolBoard(
                 target=decision.plan.targets.get(pool, 0),
                 num_ready=state.num_ready,
                 num_starting=len(state.starting_age_s),
                 coming_s=coming_s,
                 cold_start_s=cold_starts_s.get(pool, 0.0),
-                is_available=state.is_placeable
-                and pool not in backed_off
-                and (decision.is_applied or bool(state.starting_age_s)),
+                is_available=is_available,
+                can_start=is_available and (decision.is_applied or bool(state.starting_age_s)),
                 is_fallback=pool in fallbacks,
                 binding=bindings.get(pool, ""),
                 usd_per_hour=cost.usd_per_hour,

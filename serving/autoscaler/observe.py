@@ -42,7 +42,10 @@ class PoolObserver:
 
     _running: frozenset[str] | None = None
     _starting: list[_Start] = field(default_factory=list)
-    _before: dict[str, PoolStats] = field(default_factory=dict)
+    _heard: frozenset[str] = frozenset()
+    _bases: dict[str, dict[str, float]] = field(default_factory=dict)
+    """By gateway: what it had not counted of the total when it was first heard."""
+    _total: dict[str, float] = field(default_factory=lambda: dict.fromkeys(_WORK, 0.0))
     _model: StepModel | None = None
 
     def look(self, reading: PoolReading, now_s: float) -> PoolState:
@@ -74,19 +77,25 @@ class PoolObserver:
         return tuple(now_s - start.since_s for start in ended if start.is_whole)
 
     def _work(self, gateways: Mapping[str, PoolStats]) -> Work:
-        """All gateways hear of the same engines: the one that has heard most is right."""
-        most = dict.fromkeys(_WORK, 0.0)
-        for name, stats in gateways.items():
-            before = self._before.get(name)
-            for key in _WORK if before is not None else ():
-                most[key] = max(most[key], getattr(stats, key) - getattr(before, key))
-        self._before |= gateways
+        """All gateways hear of the same engines: the one that has counted most by now is right. When one is gone, the
+        others count on from what it knew."""
+        counted = {name: {key: clean_number(getattr(stats, key)) for key in _WORK} for name, stats in gateways.items()}
+        before, total = self._total, dict(self._total)
+        for name in self._bases.keys() & counted.keys():
+            for key, number in counted[name].items():
+                total[key] = max(total[key], self._bases[name][key] + number)
+        is_one_gone = not self._heard <= counted.keys()
+        for name, numbers in counted.items():
+            if is_one_gone or name not in self._bases:
+                self._bases[name] = {key: total[key] - number for key, number in numbers.items()}
+        self._heard, self._total = frozenset(counted), total
+        done = {key: total[key] - before[key] for key in _WORK}
         return Work(
-            num_steps=clean_count(most["num_steps"]),
-            prefill_tokens=clean_count(most["prefill_tokens"]),
-            decode_tokens=clean_count(most["decode_tokens"]),
-            kv_token_steps=clean_number(most["kv_token_steps"]),
-            busy_s=clean_number(most["busy_s"]),
+            num_steps=clean_count(done["num_steps"]),
+            prefill_tokens=clean_count(done["prefill_tokens"]),
+            decode_tokens=clean_count(done["decode_tokens"]),
+            kv_token_steps=clean_number(done["kv_token_steps"]),
+            busy_s=clean_number(done["busy_s"]),
         )
 
 

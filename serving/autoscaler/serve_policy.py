@@ -23,6 +23,7 @@ from serving.autoscaler.types import NUM_PROMPT_BUCKETS
 from serving.config import Config
 from serving.protocol.board import KEY, Board, ModelBoard
 from serving.protocol.stats import DemandStats, PoolStats
+from serving.telemetry.logs import configure_logs
 
 logger = logging.getLogger("ballast.autoscaler")
 
@@ -89,7 +90,10 @@ class FleetPolicy:
         self._decided_s = -math.inf
         self._clock = clock
         self._streams: dict[str, float] = {}
-        cluster = cluster or RayCluster()
+        if cluster is None:
+            cluster = RayCluster()
+            with contextlib.suppress(OSError):  # nobody else has told the controller's process where our log is
+                configure_logs(parsed.server.log_level, parsed.server.log_path)
         with contextlib.suppress(Exception):
             cluster.stop_least_busy(lambda: self._streams)
         self._scribe = _Scribe(parsed, Path(folder), cluster, clock)

@@ -4,10 +4,11 @@ Words go to stderr and JSON to stdout, so that a container's log collector reads
 """
 
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, TextIO
 
 from rich.console import Console
 from rich.markup import escape
@@ -78,11 +79,11 @@ class PlainOutput:
         self._reminded_s = time.monotonic()
 
     def say(self, event: str, words: str, **facts: object) -> None:
-        print(words, file=sys.stderr, flush=True)
+        _print(words, sys.stderr)
 
     def step_ended(self, step: Step) -> None:
         self._reminded_s = time.monotonic()
-        print(f"  done  {step.label} {step.seconds(step.began_s):.1f} s", file=sys.stderr, flush=True)
+        _print(f"  done  {step.label} {step.seconds(step.began_s):.1f} s", sys.stderr)
 
     def working(self, steps: Sequence[Step]) -> None:
         if not steps or time.monotonic() - self._reminded_s < REMIND_S:
@@ -90,10 +91,10 @@ class PlainOutput:
         self._reminded_s = time.monotonic()
         now_s = time.time()
         text = ", ".join(f"{step.label} ({step.seconds(now_s):.0f} s)" for step in steps)
-        print(f"  still busy with {text}", file=sys.stderr, flush=True)
+        _print(f"  still busy with {text}", sys.stderr)
 
     def log_line(self, line: str) -> None:
-        print(line, flush=True)
+        _print(line, sys.stdout)
 
     def close(self) -> None:
         pass
@@ -103,7 +104,7 @@ class JsonOutput:
     """For a script: every event is one JSON object on stdout."""
 
     def say(self, event: str, words: str, **facts: object) -> None:
-        print(json.dumps({"event": event, "message": words, **facts}), flush=True)
+        _print(json.dumps({"event": event, "message": words, **facts}), sys.stdout)
 
     def step_ended(self, step: Step) -> None:
         self.say(
@@ -114,7 +115,15 @@ class JsonOutput:
         pass
 
     def log_line(self, line: str) -> None:
-        print(line, flush=True)
+        _print(line, sys.stdout)
 
     def close(self) -> None:
         pass
+
+
+def _print(line: str, stream: TextIO) -> None:
+    """A reader that has left hears no more. That is no reason to stop a server, or to cut its drain short."""
+    try:
+        print(line, file=stream, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -284,7 +284,6 @@ class Dispatch:
         if replica.is_fallback:
             is_primary_up = any(not other.is_fallback for other in self._able())
             exchange.fallback = "too-late-elsewhere" if is_primary_up else "no-primary-replica"
-            metrics.FALLBACKS.labels(exchange.model, address.pool, exchange.fallback).inc()
 
     def _cached_tokens(self, replica: Replica) -> int:
         return self._waiting.cached_tokens if replica.name == self._waiting.home else 0

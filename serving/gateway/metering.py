@@ -26,11 +26,14 @@ def record(exchange: Exchange, now_s: float, log: RequestLog, usd_per_token: Pri
         for direction, tokens in _tokens(exchange):
             if tokens:
                 metrics.TOKENS.labels(model, pool, direction).inc(tokens)
+        if exchange.fallback:
+            metrics.FALLBACKS.labels(model, pool, exchange.fallback).inc()
         if exchange.first_byte_s is not None:
-            metrics.TTFT.labels(model, pool).observe(exchange.first_byte_s - exchange.arrived_s)
             metrics.E2E.labels(model, pool).observe(now_s - exchange.arrived_s)
         if exchange.is_stream:
             exchange.gaps.flush(model, pool)
+            if exchange.first_byte_s is not None:
+                metrics.TTFT.labels(model, pool).observe(exchange.first_byte_s - exchange.arrived_s)
     log.write(_line(exchange, now_s) | {"usd": _usd(exchange, usd_per_token)})
 
 
@@ -56,10 +59,12 @@ def _line(exchange: Exchange, now_s: float) -> dict[str, object]:
 
 
 def _usd(exchange: Exchange, usd_per_token: Price) -> float | None:
-    """What the request's tokens have cost at its pool's measured throughput."""
+    """What the request's tokens have cost at its pool's measured throughput. Cached ones were not computed, neither
+    here nor for that price."""
     price = usd_per_token(exchange.model, exchange.pool) if exchange.pool else None
     usage = exchange.usage
-    return None if price is None else round(price * (usage["prompt_tokens"] + usage["output_tokens"]), 9)
+    num_computed = usage["prompt_tokens"] - usage["cached_tokens"] + usage["output_tokens"]
+    return None if price is None else round(price * num_computed, 9)
 
 
 def _tokens(exchange: Exchange) -> list[tuple[str, int]]:

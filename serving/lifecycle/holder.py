@@ -32,6 +32,8 @@ from serving.lifecycle.launch import (
 )
 from serving.lifecycle.processes import signal_when_parent_ends
 
+logger = logging.getLogger("ballast.lifecycle")
+
 POLL_S = 0.5
 #: Ray Serve's controller is restarted when it dies, and streams go on without it.
 MAX_SILENCE_S = 60.0
@@ -51,7 +53,9 @@ class Holder:
         self._cluster = Cluster(launch.config, runtime_dir=self._runtime_dir)
         self._in_force = InForce(launch.config, time.time())
         self._change: tuple[Applying, Client] | None = None
+        self._has_told_config = False
         self._was_ready = False
+        self._has_served = False
         self._is_asked_to_stop = False
 
     def run(self) -> int:
@@ -63,7 +67,7 @@ class Holder:
             )
             self._take_signals()  # Ray has put its own in place
             self._cluster.deploy(self._launch.engine, self._launch.engine_args)
-            self._in_force.write(self._runtime_dir)
+            self.tell_config()
             self._watch(Listener(self._runtime_dir))
             return 0
         except Interrupted:
@@ -74,7 +78,7 @@ class Holder:
         finally:
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, signal.SIG_IGN)
-            self._cluster.stop(self._launch.config.server.shutdown_grace_s, in_order=self._was_ready)
+            self._cluster.stop(self._launch.config.server.shutdown_grace_s, in_order=self._has_served)
 
     def _watch(self, listener: Listener) -> None:
         previous: tuple[DeploymentState, ...] = ()
@@ -85,12 +89,14 @@ class Holder:
                 if (asked := listener.take()) is not None:
                     self._begin(*asked)
                 self._follow_change()
+                self.tell_config()
                 heard_s = time.monotonic()
             except MachineError:
                 if time.monotonic() - heard_s > MAX_SILENCE_S:
                     raise
                 found = previous
             self._was_ready = self._was_ready or (bool(found) and all(state.is_healthy for state in found))
+            self._has_served = self._has_served or self._was_ready or may_be_serving(found)
             if found != previous:
                 self._send(DeploymentsEvent(found))
                 previous = found
@@ -137,7 +143,18 @@ class Holder:
 
     def _put_in_force(self, config: Config) -> None:
         self._in_force = InForce(config, time.time())
-        self._in_force.write(self._runtime_dir)
+        self._has_told_config = False
+        self.tell_config()
+
+    def tell_config(self) -> None:
+        """Where `ballast status` and `apply` read it. A full disk is no reason to stop serving: it is tried again."""
+        if self._has_told_config:
+            return
+        try:
+            self._in_force.write(self._runtime_dir)
+            self._has_told_config = True
+        except OSError as error:
+            logger.warning("the config in force could not be written to %s: %s", self._runtime_dir, error)
 
     def _send(self, event: Event) -> None:
         try:
@@ -156,6 +173,12 @@ class Holder:
         if not self._is_asked_to_stop:
             self._is_asked_to_stop = True
             raise Interrupted
+
+
+def may_be_serving(states: tuple[DeploymentState, ...]) -> bool:
+    """Whether there may be requests to finish: a pool may still be coming up while another has long been serving."""
+    running = {state.label for state in states if state.num_running}
+    return "gateway" in running and len(running) > 1
 
 
 def main() -> int:

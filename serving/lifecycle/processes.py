@@ -2,16 +2,21 @@
 
 import contextlib
 import ctypes
+import logging
 import os
 import signal
 import time
 from pathlib import Path
+
+logger = logging.getLogger("ballast.lifecycle")
 
 RUNTIME_DIR_VARIABLE = "BALLAST_RUNTIME_DIR"
 """Set for everything that a server starts, so that it can be told from the processes of another server."""
 
 PR_SET_PDEATHSIG = 1
 _POLL_S = 0.02
+MIN_KILLED_S = 5.0
+"""What was sent SIGKILL has at least this long to end."""
 
 
 def start_ticks(pid: int) -> int | None:
@@ -54,8 +59,10 @@ def processes_of(runtime_dir: Path) -> set[int]:
 
 def end_processes_of(runtime_dir: Path, patience_s: float = 5.0) -> None:
     """End every process of ``runtime_dir``: SIGTERM, then SIGKILL for what is left after ``patience_s``. A process
-    that they started is ended too, also when it loses its parent meanwhile."""
+    that they started is ended too, also when it loses its parent meanwhile. What outlives SIGKILL for as long, because
+    it hangs in a driver, is left to the kernel."""
     deadline_s = time.monotonic() + patience_s
+    last_s = deadline_s + max(patience_s, MIN_KILLED_S)
     ticks: dict[int, int | None] = {}
     while True:
         for pid in processes_of(runtime_dir) - ticks.keys():
@@ -63,6 +70,9 @@ def end_processes_of(runtime_dir: Path, patience_s: float = 5.0) -> None:
             _signal(pid, signal.SIGTERM)
         running = [pid for pid, started in ticks.items() if started is not None and start_ticks(pid) == started]
         if not running:
+            return
+        if time.monotonic() > last_s:
+            logger.warning("processes %s do not end, killed as they are: they hang in the kernel", running)
             return
         if time.monotonic() > deadline_s:
             for pid in running:

@@ -64,9 +64,10 @@ def changes(before: tuple[DeploymentState, ...], after: tuple[DeploymentState, .
         was = former.get(state.name)
         if was is None:
             continue
-        if state.num_running < was.num_running:
+        is_lost = state.num_starting > 0 or state.status not in ("HEALTHY", "DOWNSCALING")
+        if state.num_running < was.num_running and is_lost:
             yield state.label, f"lost a replica ({state.num_running} running); a new one is being started"
-        elif state.num_running > was.num_running:
+        elif state.num_running != was.num_running:
             yield state.label, f"{state.num_running} running"
         elif state.status == "UNHEALTHY" and was.status != state.status:
             yield state.label, "unhealthy"

@@ -19,8 +19,9 @@ DECIDED_WITHIN_S = 5.0
 @dataclass(frozen=True, slots=True)
 class PoolBoard:
     """One pool. ``coming_s``: when the next starting replica is expected to be ready; None: none starts.
-    ``is_available``: it could start one, as far as is known. ``is_fallback``: it only stands in for others. Costs are
-    in US dollars; per million tokens they are None while there were no tokens."""
+    ``is_available``: it has a device, as far as is known. ``can_start``: and somebody would start a replica there.
+    ``is_fallback``: it only stands in for others. Costs are in US dollars; per million tokens they are None while there
+    were no tokens."""
 
     target: int
     num_ready: int
@@ -28,6 +29,7 @@ class PoolBoard:
     coming_s: float | None
     cold_start_s: float
     is_available: bool
+    can_start: bool
     is_fallback: bool
     binding: str
     usd_per_hour: float
@@ -83,7 +85,7 @@ class Board:
         coming = [
             max(0.0, pool.coming_s - passed_s) if pool.coming_s is not None else DECIDED_WITHIN_S + pool.cold_start_s
             for pool in pools
-            if pool.is_available
+            if pool.can_start
         ]
         return min(coming, default=None)
 

@@ -24,7 +24,10 @@ TOKENS = Counter(
     "ballast_tokens", "Tokens by direction: prompt (cached included), cached, output.", ["model", "pool", "direction"]
 )
 TTFT = Histogram(
-    "ballast_time_to_first_token_seconds", "Arrival to first chunk.", ["model", "pool"], buckets=TIME_BUCKETS_S
+    "ballast_time_to_first_token_seconds",
+    "Arrival to first chunk, of streams.",
+    ["model", "pool"],
+    buckets=TIME_BUCKETS_S,
 )
 ITL = Histogram(
     "ballast_inter_token_latency_seconds", "Between chunks of one stream.", ["model", "pool"], buckets=ITL_BUCKETS_S

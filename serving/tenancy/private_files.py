@@ -33,14 +33,18 @@ def check_private(path: Path) -> None:
 
 
 def create_private_file(path: Path, content: bytes) -> None:
-    """Write a new file with mode 0600 and make it durable. StateError when it exists."""
+    """Write a new file with mode 0600 and make it durable, or leave none. StateError when it exists, or the disk is
+    full."""
     with _translated(path):
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
-            os.write(file, content)
-            os.fsync(file)
-        finally:
-            os.close(file)
+            with os.fdopen(file, "wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(file)
+        except OSError:
+            path.unlink()
+            raise
 
 
 def read_private_file(path: Path) -> bytes:

@@ -173,7 +173,7 @@ class KeyStore:
     def _create_missing(self, rng: Rng) -> None:
         """Complete the pair of files; the caller holds the folder's lock. The database always comes first, so a pepper
         alone means that a database was lost, and must not be taken for a fresh start."""
-        has_database = self._path.exists() and self._path.stat().st_size > 0
+        has_database = self._has_tables()
         has_pepper = self._pepper_path.exists()
         if has_pepper and not has_database:
             raise StateError(f"{self._path} is missing or empty, while {self._pepper_path} is there. {_RESTORE}")
@@ -189,6 +189,14 @@ class KeyStore:
             if has_database:
                 self._refuse_lost_pepper()
             create_private_file(self._pepper_path, rng(PEPPER_BYTES))
+
+    def _has_tables(self) -> bool:
+        """False also of a file that was begun when the disk was full, or the machine went down."""
+        if not self._path.exists() or not self._path.stat().st_size:
+            return False
+        with closing(self._connect()) as connection:
+            (number,) = _first_row(connection, "SELECT count(*) FROM sqlite_master WHERE name = 'store'")
+        return bool(number)
 
     def _refuse_lost_pepper(self) -> None:
         with closing(self._connect()) as connection:

@@ -108,7 +108,8 @@ def test_what_is_only_recommended_is_recorded_as_such() -> None:
     server = Server(config=AutoscalerConfig(mode="recommend"))
     decision, _ = server.look()
     assert not decision.is_applied
-    assert not server.autoscaler.board(decision).pools["gpu"].is_available, "nobody will start one"
+    told = server.autoscaler.board(decision).pools["gpu"]
+    assert (told.is_available, told.can_start) == (True, False), "there is a device, and nobody will start one"
 
 
 def test_decisions_are_made_with_the_speed_that_was_measured() -> None:

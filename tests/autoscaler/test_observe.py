@@ -104,6 +104,22 @@ def test_gateways_that_hear_of_the_same_engines_are_not_added_up() -> None:
     assert observer.look(pool("a", g=work(1004), h=work(13)), 2.0).work.num_steps == 4
 
 
+def test_what_one_gateway_has_told_is_not_told_again_by_another_that_was_silent() -> None:
+    observer = PoolObserver()
+    observer.look(pool("a", g=work(1000), h=work(500)), 0.0)
+    done = [observer.look(pool("a", g=work(1000 + 4 * n), h=work(500)), 2.0 * n).work.num_steps for n in (1, 2, 3)]
+    done.append(observer.look(pool("a", g=work(1013), h=work(513)), 8.0).work.num_steps)
+    assert done == [4, 4, 4, 1]
+
+
+def test_the_other_gateways_count_on_from_what_one_knew_that_is_gone() -> None:
+    observer = PoolObserver()
+    observer.look(pool("a", g=work(1000), h=work(500)), 0.0)
+    observer.look(pool("a", g=work(1100), h=work(510)), 2.0)
+    assert observer.look(pool("a", h=work(520)), 4.0).work.num_steps == 0
+    assert observer.look(pool("a", h=work(525)), 6.0).work.num_steps == 5
+
+
 def test_a_gateway_that_is_new_or_gone_changes_nothing() -> None:
     observer = PoolObserver()
     observer.look(pool("a", g=work(1000)), 0.0)

@@ -4,6 +4,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from serving.lifecycle import processes
 from serving.lifecycle.processes import RUNTIME_DIR_VARIABLE, end_processes_of, processes_of, start_ticks
 
 SLEEPER = "import time; print('up', flush=True); time.sleep(60)"
@@ -61,3 +64,17 @@ def test_a_process_that_ignores_the_request_is_killed(tmp_path: Path) -> None:
     process = start(STUBBORN, tmp_path)
     end_processes_of(tmp_path, patience_s=0.1)
     assert finish(process) == -signal.SIGKILL
+
+
+def test_what_hangs_in_the_kernel_is_left_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A process in a hung driver does not hear SIGKILL either; the server's end must not hang with it."""
+    process = start(SLEEPER, tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(processes, "_signal", lambda pid, number: None)
+        patched.setattr(processes, "MIN_KILLED_S", 0.1)
+        end_processes_of(tmp_path, patience_s=0.1)
+    assert str(process.pid) in caplog.text
+    process.kill()
+    finish(process)

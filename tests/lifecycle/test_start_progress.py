@@ -1,5 +1,7 @@
 from dataclasses import replace
 
+import pytest
+
 from serving.lifecycle.launch import DeploymentState
 from serving.lifecycle.start_progress import StartProgress, Step, changes
 
@@ -37,8 +39,15 @@ def test_an_operator_hears_of_a_lost_and_of_a_new_replica() -> None:
     assert list(changes((POOL,), (fewer,))) == [("demo/cpu", "lost a replica (1 running); a new one is being started")]
     assert list(changes((fewer,), (POOL,))) == [("demo/cpu", "2 running")]
     assert list(changes((POOL,), (replace(POOL, status="UNHEALTHY"),))) == [("demo/cpu", "unhealthy")]
+    dying = replace(POOL, num_running=1, num_starting=1)
+    assert list(changes((POOL,), (dying,))) == [("demo/cpu", "lost a replica (1 running); a new one is being started")]
     assert list(changes((), (POOL,))) == []
     assert list(changes((POOL,), (POOL,))) == []
+
+
+@pytest.mark.parametrize("status", ["HEALTHY", "DOWNSCALING"])
+def test_a_replica_that_was_given_back_is_not_called_lost(status: str) -> None:
+    assert list(changes((POOL,), (replace(POOL, num_running=1, status=status),))) == [("demo/cpu", "1 running")]
 
 
 def test_a_deployment_has_failed_from_its_first_failed_attempt_on() -> None:

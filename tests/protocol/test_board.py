@@ -8,8 +8,9 @@ import pytest
 from serving.protocol.board import DECIDED_WITHIN_S, STALE_S, Board, ModelBoard, PoolBoard
 
 IDLE = PoolBoard(
-    target=0, num_ready=0, num_starting=0, coming_s=None, cold_start_s=60.0, is_available=True, is_fallback=False,
-    binding="slo", usd_per_hour=0.0, usage_usd_per_million_tokens=None, allocation_usd_per_million_tokens=2.5,
+    target=0, num_ready=0, num_starting=0, coming_s=None, cold_start_s=60.0, is_available=True, can_start=True,
+    is_fallback=False, binding="slo", usd_per_hour=0.0, usage_usd_per_million_tokens=None,
+    allocation_usd_per_million_tokens=2.5,
 )  # fmt: skip
 STARTING = replace(IDLE, target=1, num_starting=1, coming_s=40.0)
 UP = replace(IDLE, target=1, num_ready=1)
@@ -60,7 +61,7 @@ def test_a_fallback_pool_counts_only_for_who_may_use_it() -> None:
 
 
 def test_none_comes_of_a_pool_that_has_no_device() -> None:
-    gone = {"is_available": False}
+    gone = {"is_available": False, "can_start": False}
     assert board(gpu=replace(IDLE, **gone)).coming_s("demo", NOW_S) is None
     assert board(gpu=replace(STARTING, **gone)).coming_s("demo", NOW_S) is None
     assert board().coming_s("demo", NOW_S) is None
@@ -80,9 +81,9 @@ def test_a_replica_that_only_the_autoscaler_sees_may_be_there_any_moment() -> No
 
 
 def test_a_fallback_replica_that_is_up_does_not_mean_that_a_primary_one_comes() -> None:
-    cpu = replace(UP, is_fallback=True, is_available=False)
+    cpu = replace(UP, is_fallback=True, can_start=False)
     assert board(gpu=STARTING, cpu=cpu).coming_s("demo", NOW_S) == 40.0
-    assert board(gpu=replace(IDLE, is_available=False), cpu=cpu).coming_s("demo", NOW_S) is None
+    assert board(gpu=replace(IDLE, can_start=False), cpu=cpu).coming_s("demo", NOW_S) is None
 
 
 def test_a_clock_that_was_set_back_makes_nothing_come_later() -> None:

@@ -1,3 +1,4 @@
+import errno
 import os
 from pathlib import Path
 
@@ -47,6 +48,18 @@ def test_a_new_file_is_private_and_never_overwritten(tmp_path: Path) -> None:
         create_private_file(secret, b"two")
     assert mode(secret) == 0o600
     assert read_private_file(secret) == b"one"
+
+
+def test_a_full_disk_leaves_no_torn_file_in_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_file: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(StateError, match="No space left"):
+            create_private_file(tmp_path / "secret", b"one")
+    create_private_file(tmp_path / "secret", b"one")
+    assert read_private_file(tmp_path / "secret") == b"one"
 
 
 def test_a_new_file_does_not_follow_a_link_laid_in_its_place(tmp_path: Path) -> None:

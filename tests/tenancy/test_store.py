@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from serving.errors import OperatorError, StateError
 from serving.tenancy import keys
 from serving.tenancy.keys import KeyRecord, NewKey
+from serving.tenancy.private_files import create_private_file
 from serving.tenancy.store import KeyStore
 
 NOW_S = 1_800_000_000.0
@@ -210,6 +212,17 @@ def test_a_creation_that_was_cut_short_is_completed(state_dir: Path, left: str) 
         (state_dir / "keys.db").write_bytes(b"")
     with KeyStore.open(state_dir) as store:
         create(store)
+
+
+def test_a_store_whose_making_was_cut_off_is_made(state_dir: Path) -> None:
+    """By a full disk: SQLite's own header is there, and no table."""
+    state_dir.mkdir(mode=0o700)
+    create_private_file(state_dir / "keys.db", b"")
+    with closing(sqlite3.connect(state_dir / "keys.db")) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+    assert (state_dir / "keys.db").stat().st_size
+    with KeyStore.open(state_dir) as opened:
+        create(opened)
 
 
 def test_a_pepper_of_the_wrong_length_is_refused(store: KeyStore, state_dir: Path) -> None:
