@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.faults.acts import engine_core, kill
-from benchmarks.faults.fault import Fault, Outcome, outcome_of
+from benchmarks.faults.fault import Fault, Outcome, errors_of, outcome_of
 from benchmarks.faults.sites import PAIR, REAL, SCRIPTED, SILENCE_S, WATCHDOG_S
 from benchmarks.faults.stage import Stage, is_scripted, names, only_cut, texts
 from benchmarks.load.traffic import Due, Sent
@@ -88,7 +88,11 @@ async def engine_out_of_memory(stage: Stage) -> Outcome:
         await asyncio.gather(*(hungry.send(due) for due in long_))
 
     outcome = await _lose(stage, "RLIMIT_AS on EngineCore", starve, WATCHDOG_S + NOTICE_S)
-    return replace(outcome, checks={**outcome.checks, "the long prompts are answered too": not hungry.run.failed})
+    return replace(
+        outcome,
+        checks={**outcome.checks, "the long prompts are answered too": not hungry.run.failed},
+        errors={**outcome.errors, **errors_of(hungry.run)},
+    )
 
 
 async def starts_out_of_memory(stage: Stage) -> Outcome:

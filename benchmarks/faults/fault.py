@@ -41,8 +41,13 @@ def outcome_of(
     stage: Stage, run: Run, checks: Mapping[str, bool], figures: Mapping[str, Value] | None = None
 ) -> Outcome:
     """Of the run's first mark."""
+    return Outcome(stage.effect(run), checks, figures or {}, errors_of(run))
+
+
+def errors_of(run: Run) -> dict[str, int]:
+    """What its clients were told most, and how often."""
     errors = Counter(_NUMBER.sub("#", str(sent.error))[:MAX_ERROR_CHARS] for sent in run.failed)
-    return Outcome(stage.effect(run), checks, figures or {}, dict(errors.most_common(MAX_ERRORS)))
+    return dict(errors.most_common(MAX_ERRORS))
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 What is read: the status line, an error answer (a few hundred bytes, put into our shape), nothing else. Tokens are
 counted where they are made and arrive with the stream's end.
 
-When a replica is lost, the request goes to another one: from its beginning while the client has nothing of the answer,
+When a replica is lost, the request goes to another one: from its beginning while the client has no token of the answer,
 from the tokens so far where the replica named them, else the answer ends with an error.
 """
 
@@ -26,6 +26,7 @@ from serving.errors import (
     UpstreamTimeout,
 )
 from serving.gateway.dispatch import Dispatch, disconnect
+from serving.gateway.endpoint import Endpoint
 from serving.gateway.exchange import ClientGone, Exchange
 from serving.protocol import sse
 from serving.protocol.asgi import Receive, Send
@@ -78,6 +79,7 @@ class Relay:
         self._blocked_since_s: float | None = None
         self._is_continuable = False
         self._sent_ids: list[int] = []
+        self._has_role_twice = False
         self._keep_alive_task: asyncio.Task[None] | None = None
         self._watcher: asyncio.Task[None] | None = None
 
@@ -139,9 +141,11 @@ class Relay:
         if self._watcher is not None and self._watcher.done():
             raise ClientGone("the client closed its connection as its replica was lost")
         if self._exchange.first_byte_s is not None:
-            if not (self._is_continuable and self._sent_ids):
+            if not self._is_continuable:
                 raise error
-            resume = self._sent_ids
+            resume = self._sent_ids or None
+            # A chat's first event is its role, made of no token: the next stream brings it again.
+            self._has_role_twice = resume is None and self._exchange.route == Endpoint.CHAT
         self._stream = await self._dispatch.again(error, resume)
         self._idle_since_s = time.monotonic()
         await stream.finish(timeout_s=0.0)  # what the rest would have cost is nobody's to pay
@@ -151,6 +155,9 @@ class Relay:
         exchange, stream = self._exchange, self._stream
         while body := await stream.read():
             now_s = time.monotonic()
+            if self._has_role_twice:
+                self._has_role_twice = False
+                body = body.partition(b"\n\n")[2]
             if exchange.first_byte_s is None:
                 exchange.first_byte_s = now_s
                 self._dispatch.on_first_byte()
@@ -158,7 +165,8 @@ class Relay:
             else:
                 exchange.gaps.add(now_s - self._idle_since_s)
             self._idle_since_s = now_s
-            await self._send_body(body, more_body=True)
+            if body:
+                await self._send_body(body, more_body=True)
             if not stream.has_unread:
                 stream.sink = self._push
         stream.sink = None

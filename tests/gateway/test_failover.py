@@ -4,11 +4,13 @@ import asyncio
 import contextlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from serving.engine.scripted import Script, ScriptedEngine
-from serving.protocol.asgi import Receive, Scope, Send
+from serving.engine.base import RequestContext
+from serving.engine.scripted import Script, ScriptedEngine, ScriptedFailure
+from serving.protocol.asgi import Message, Receive, Scope, Send
 from tests.support.engines import AppEngine, NeighbourEngine
 from tests.support.stack import CHAT, Json, Stack, chat, start_stack, until
 from tests.support.wire import Wire
@@ -114,6 +116,39 @@ async def test_what_an_engine_that_lives_fails_at_goes_to_another_one_once(tmp_p
             answer = await wire.answer()
         assert b'"code":"internal_error"' in answer.body
         assert sum(engine.num_requests for engine in breaking) == 2
+
+
+class NoMemory(ScriptedEngine):
+    """As vLLM where a prompt's step fails: the chat's role has been told, and there is no token."""
+
+    may_fail: asyncio.Event
+
+    async def _answer(
+        self, body: dict[str, Any], prompt: str, is_chat: bool, request: RequestContext, send: Send
+    ) -> None:
+        async def only_the_role(message: Message) -> None:
+            if b"assistant" not in message.get("body", b"assistant"):
+                await self.may_fail.wait()
+                raise ScriptedFailure("no memory")
+            await send(message)
+
+        await super()._answer(body, prompt, is_chat, request, only_the_role)
+
+
+async def test_a_chat_of_which_only_the_role_was_told_starts_again_elsewhere(tmp_path: Path) -> None:
+    expected = await undisturbed(tmp_path)
+    script = Script(step_s=0.003)
+    failing = NoMemory(script)
+    failing.may_fail = asyncio.Event()
+    async with start_stack(tmp_path, failing, ScriptedEngine(script)) as stack:
+        async with await begin(stack) as wire:
+            await begun(stack)
+            failing.may_fail.set()
+            answer = await wire.answer()
+        assert without_ids(answer.body) == without_ids(expected)
+        line = await stack.request_line(status=200)
+        assert (line["prompt_tokens"], line["output_tokens"]) == (1, NUM_WORDS), "usage is counted once"
+        assert line["replica"] == stack.replicas[1].name
 
 
 class ByState(ScriptedEngine):
