@@ -26,7 +26,6 @@ from serving.errors import (
     UpstreamTimeout,
 )
 from serving.gateway.dispatch import Dispatch, disconnect
-from serving.gateway.endpoint import Endpoint
 from serving.gateway.exchange import ClientGone, Exchange
 from serving.protocol import sse
 from serving.protocol.asgi import Receive, Send
@@ -79,6 +78,7 @@ class Relay:
         self._blocked_since_s: float | None = None
         self._is_continuable = False
         self._sent_ids: list[int] = []
+        self._first_body = b""
         self._has_role_twice = False
         self._keep_alive_task: asyncio.Task[None] | None = None
         self._watcher: asyncio.Task[None] | None = None
@@ -141,11 +141,10 @@ class Relay:
         if self._watcher is not None and self._watcher.done():
             raise ClientGone("the client closed its connection as its replica was lost")
         if self._exchange.first_byte_s is not None:
-            if not self._is_continuable:
-                raise error
             resume = self._sent_ids or None
-            # A chat's first event is its role, made of no token: the next stream brings it again.
-            self._has_role_twice = resume is None and self._exchange.route == Endpoint.CHAT
+            if not self._is_continuable or not (resume or _is_role(self._first_body)):
+                raise error
+            self._has_role_twice = resume is None
         self._stream = await self._dispatch.again(error, resume)
         self._idle_since_s = time.monotonic()
         await stream.finish(timeout_s=0.0)  # what the rest would have cost is nobody's to pay
@@ -160,6 +159,7 @@ class Relay:
                 body = body.partition(b"\n\n")[2]
             if exchange.first_byte_s is None:
                 exchange.first_byte_s = now_s
+                self._first_body = body
                 self._dispatch.on_first_byte()
                 await self._start()
             else:
@@ -293,6 +293,12 @@ class Relay:
     async def _keep_alive(self) -> None:
         await self._start()
         await self._send({"type": "http.response.body", "body": sse.KEEP_ALIVE, "more_body": True})
+
+
+def _is_role(body: bytes) -> bool:
+    """Whether this is a chat's first event alone: its role, made of no token. Another stream brings it again."""
+    event, _, rest = body.partition(b"\n\n")
+    return not rest and b'"role":"assistant"' in event and b'"content":""' in event
 
 
 def as_api_error(error: Exception, exchange: Exchange) -> ApiError:
