@@ -151,11 +151,6 @@ def running(
                 process.kill()
 
 
-def _environment() -> dict[str, str]:
-    """A server's config is all that it hears: no variable of the caller's points it at another server's state."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("BALLAST_")}
-
-
 def _num_up(admin_socket: Path) -> int:
     """What HAProxy's admin socket says of its gateways; 0 where that HAProxy has ended."""
     with socket.socket(socket.AF_UNIX) as admin:

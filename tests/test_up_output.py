@@ -18,3 +18,4 @@ def test_a_reader_that_has_left_stops_nothing(output: Output, stream: str, monke
         for number in range(3):
             output.log_line(f"line {number}")
             output.say("stopping", "Stopping.")
+        assert os.fstat(broken.fileno()).st_rdev == os.stat(os.devnull).st_rdev, "the rest goes nowhere"

@@ -6,7 +6,7 @@ from serving.config.section import Section
 from serving.protocol.frames import StepSpeed
 
 CPU_SPEED: StepSpeed = (0.02, 0.001, 1e-6, 0.0005)
-"""Of one core and a small model, in its order of magnitude: two seconds of serving replace it."""
+"""Of one core and a small model, in its order of magnitude. About a thousand steps replace it."""
 CUDA_SPEED: StepSpeed = (0.011, 5e-5, 8e-8, 1e-4)
 """Of an A100-class GPU and a model of 8 billion parameters."""
 GUESS_STEPS, CALIBRATED_STEPS = 8.0, 100.0
