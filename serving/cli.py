@@ -77,9 +77,7 @@ def parser() -> argparse.ArgumentParser:
     )
     _add_apply(
         commands.add_parser(
-            "apply",
-            parents=[config, ports, as_json],
-            help="give the running server a changed config, losing no request",
+            "apply", parents=[config, as_json], help="give the running server a changed config, losing no request"
         )
     )
     commands.add_parser("schema", help="print the config's JSON Schema")

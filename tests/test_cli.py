@@ -12,12 +12,16 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
+from pydantic import JsonValue
 
 from serving.cli import main, parser
 from serving.commands import up
+from serving.commands.settings import overrides
 from serving.config import Config, json_schema, load_config
+from serving.lifecycle.control import InForce
 from serving.lifecycle.processes import start_ticks
-from serving.lifecycle.record import ServerRecord
+from serving.lifecycle.record import ServerRecord, running_server
+from serving.lifecycle.server import StateClaim
 from serving.ports import free_port
 from serving.tenancy.keys import parse
 from serving.tenancy.store import KeyStore
@@ -55,12 +59,12 @@ def written_config(**changes: object) -> Config:
     return load_config(write_config(**changes))
 
 
-def pretend_to_run(config: Config, runtime_dir: str = "/none") -> ServerRecord:
-    """Leave the record of a server whose process is this one."""
+def pretend_to_run(config: Config, runtime_dir: str = "/none", **overrides: JsonValue) -> ServerRecord:
+    """Leave the record of a server whose process is this one, and which was told ``overrides`` over its file."""
     server, ticks = config.server, start_ticks(os.getpid())
     assert ticks is not None
     record = ServerRecord(
-        os.getpid(), ticks, server.host, server.port, server.admin_port, runtime_dir, time.time(), "x"
+        os.getpid(), ticks, server.host, server.port, server.admin_port, runtime_dir, time.time(), "x", overrides
     )
     server.state_dir.mkdir(mode=0o700, exist_ok=True)
     record.write(server.state_dir)
@@ -263,6 +267,32 @@ def test_status_shows_every_replica_and_its_load(admin_port: int, capsys: pytest
     ]
     assert main(["status", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["status"]["in_flight"] == 4
+
+
+def test_status_says_when_the_file_says_other_than_what_runs(
+    admin_port: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = written_config(admin_port=admin_port)
+    InForce(config, time.time()).write(tmp_path)
+    pretend_to_run(config, str(tmp_path), admin_port=admin_port)
+    write_config(port=config.server.port)
+    assert main(["status"]) == 0
+    assert "the file says another" not in capsys.readouterr().out
+    write_config(port=free_port())
+    assert main(["status"]) == 0
+    assert "the file says another" in capsys.readouterr().out
+
+
+def test_what_up_was_told_over_its_file_is_in_the_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = written_config()
+    monkeypatch.setenv("BALLAST_PORT", "9000")
+    monkeypatch.setenv("BALLAST_LOG_LEVEL", "debug")
+    told = overrides(parser().parse_args(["up", "--port", "9001"]))
+    assert told == {"port": 9001, "log_level": "debug"}
+    with StateClaim(config, Path("ballast.yaml"), told):
+        record = running_server(config.server.state_dir)
+        assert record is not None
+        assert record.overrides == told
 
 
 def test_status_of_a_server_that_does_not_answer_yet_is_not_ready(capsys: pytest.CaptureFixture[str]) -> None:

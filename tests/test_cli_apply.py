@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import JsonValue
 
 from serving.cli import main
 from serving.config import Config, load_config
@@ -45,14 +46,21 @@ def write_config(server: dict[str, Any] | None = None, **pool: object) -> Config
 def running() -> Config:
     """The config of a server that this process claims to be."""
     config = write_config()
+    pretend_to_run(config)
+    return config
+
+
+def pretend_to_run(config: Config, **overrides: JsonValue) -> None:
+    """Leave what a server leaves that runs with ``config``, of which ``overrides`` were not in its file."""
     RUNTIME.mkdir()
     InForce(config, time.time()).write(RUNTIME)
-    ticks = start_ticks(os.getpid())
+    server, ticks = config.server, start_ticks(os.getpid())
     assert ticks is not None
-    config.server.state_dir.mkdir(mode=0o700)
-    record = ServerRecord(os.getpid(), ticks, "127.0.0.1", 8000, 8001, str(RUNTIME.absolute()), time.time(), "x")
-    record.write(config.server.state_dir)
-    return config
+    server.state_dir.mkdir(mode=0o700)
+    runtime = str(RUNTIME.absolute())
+    ServerRecord(
+        os.getpid(), ticks, server.host, server.port, server.admin_port, runtime, time.time(), "x", overrides
+    ).write(server.state_dir)
 
 
 @contextmanager
@@ -118,6 +126,19 @@ def test_keys_that_need_a_restart_are_named_and_nothing_is_applied(
     assert "server.port: needs a restart: the server runs with 8000 (found: 9000)" in said.err
     assert "server.gateways: needs a restart" in said.err
     assert said.out == ""
+
+
+def test_what_ballast_up_was_told_over_its_file_still_holds(capsys: pytest.CaptureFixture[str]) -> None:
+    pretend_to_run(write_config({"port": 9000, "log_level": "debug"}), port=9000, log_level="debug")
+    write_config(usd_per_hour=0.2)
+    assert main(["apply", "--dry-run", "--json"]) == 0
+    [change] = told(capsys)
+    assert [key["path"] for key in change["keys"]] == ["models[demo].pools[cpu].usd_per_hour"]
+    write_config({"admin_port": 9001})
+    assert main(["apply", "--dry-run"]) == 2
+    said = capsys.readouterr().err
+    assert "server.admin_port: needs a restart" in said
+    assert "server.port" not in said
 
 
 def test_a_config_that_does_not_fit_the_machine_is_refused(running: Config, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ from typing import Any, Self
 from benchmarks.faults.acts import engine_core, kill
 from benchmarks.load.arrivals import Surge, parse_duration_s
 from benchmarks.load.mistake import BenchError
-from benchmarks.runs.options import read_config
+from benchmarks.runs.options import find_record, read_config
 from benchmarks.server import Replica, Server
 from serving.change import plan_change
 from serving.commands.apply import check_machine
@@ -216,7 +216,9 @@ class Site:
             wanted = read_config(Path(fault.value))
             if wanted.server.state_dir != config.server.state_dir:
                 raise BenchError(f"{fault.value} is of another server: its server.state_dir is not that of --config")
-            return wanted
+            record = find_record(config)
+            assert record is not None, "it serves"
+            return record.overriding(wanted)
         name, number = fault.scale
         data = config.model_dump(mode="json")
         pools = [pool for model in data["models"] for pool in model["pools"] if pool["name"] == name]

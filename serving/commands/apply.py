@@ -11,7 +11,7 @@ from serving.commands.settings import load_settings
 from serving.config import Config
 from serving.errors import MachineError, OperatorError, StateError
 from serving.lifecycle.control import Apply, InForce, Report, apply
-from serving.lifecycle.record import running_server
+from serving.lifecycle.record import ServerRecord, running_server
 from serving.machine import observe_machine
 from serving.plan import plan, read_specs
 
@@ -19,13 +19,15 @@ DECLINED_EXIT_CODE = 1
 
 
 def run(arguments: Namespace) -> int:
-    """Returns 0 when the config is in force, or could be (``--dry-run``), and 1 when somebody said no.
+    """Returns 0 when the config is in force, or could be (``--dry-run``), and 1 when somebody said no. What the server
+    was told over its file when it was started still holds.
 
     Raises ConfigError for a wrong file and for keys that only a restart can change, MachineError when it does not fit
     this machine or does not come up, StateError when no server runs.
     """
-    path, config = load_settings(arguments)
-    runtime_dir, in_force = _running(config)
+    path, said = load_settings(arguments)
+    record, in_force = _running(said)
+    config = record.overriding(said)
     change = plan_change(in_force.config, config)
     change.check_is_live(str(path))
     check_machine(config)
@@ -38,10 +40,10 @@ def run(arguments: Namespace) -> int:
     if not arguments.yes and not _is_wanted():
         print("Nothing was changed.", file=sys.stderr)
         return DECLINED_EXIT_CODE
-    return _follow(arguments, runtime_dir, Apply(config, change.old_version, arguments.timeout))
+    return _follow(arguments, Path(record.runtime_dir), Apply(config, change.old_version, arguments.timeout))
 
 
-def _running(config: Config) -> tuple[Path, InForce]:
+def _running(config: Config) -> tuple[ServerRecord, InForce]:
     """The server over the config's state folder, and what it runs with. Raises StateError."""
     state_dir = config.server.state_dir
     record = running_server(state_dir) if state_dir.exists() else None
@@ -50,7 +52,7 @@ def _running(config: Config) -> tuple[Path, InForce]:
     in_force = InForce.read(Path(record.runtime_dir))
     if in_force is None:
         raise StateError(f"The server (process {record.pid}) is still starting; try again when it is ready.")
-    return Path(record.runtime_dir), in_force
+    return record, in_force
 
 
 def check_machine(config: Config) -> None:

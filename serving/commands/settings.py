@@ -5,6 +5,8 @@ from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
+from pydantic import JsonValue
+
 import serving
 from serving.config import Config, Environment, load_config, read_environment
 
@@ -23,8 +25,17 @@ def config_path(option: str | None, environment: Environment) -> Path:
 
 def load_settings(arguments: Namespace) -> tuple[Path, Config]:
     """The config's path and the config. Raises ConfigError, which carries every problem at once."""
+    environment = _environment(arguments)
+    path = config_path(arguments.config, environment)
+    return path, load_config(path, environment)
+
+
+def overrides(arguments: Namespace) -> dict[str, JsonValue]:
+    """Keys of the config's ``server`` that options or environment say instead of the file. Raises ConfigError."""
+    return {str(key): value for (_, key), value in _environment(arguments).overrides.items()}
+
+
+def _environment(arguments: Namespace) -> Environment:
     environment = read_environment(os.environ)
     options = {name: getattr(arguments, name, None) for name in ("host", "port", "admin_port")}
-    given = {name: value for name, value in options.items() if value is not None}
-    path = config_path(arguments.config, environment)
-    return path, load_config(path, replace(environment, **given))
+    return replace(environment, **{name: value for name, value in options.items() if value is not None})

@@ -82,20 +82,14 @@ def render(config: Config, record: ServerRecord | None, status: Status | None, n
     lines = [f"{state}: {where}, {status['in_flight']} in flight, {keys}"]
     if (in_force := in_force_of(record)) is not None:
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(in_force.since_s))
-        pending = "" if _is_as_said(in_force.config, config) else "; the file says another: ballast apply --dry-run"
+        is_as_said = in_force.config == record.overriding(config)
+        pending = "" if is_as_said else "; the file says another: ballast apply --dry-run"
         lines.append(f"Config {in_force.version}, in force since {since}{pending}")
     if status.get("key_store_error"):
         lines.append(f"The key store cannot be read: {status['key_store_error']}")
     fleet = status.get("fleet")
     tables = [_replicas(config, status), *([_fleet(fleet)] if fleet else [])]
     return Group(*lines, *tables)
-
-
-def _is_as_said(in_force: Config, config: Config) -> bool:
-    """But for its addresses, which `ballast up` may have been told otherwise."""
-    server = in_force.server
-    addresses = {"host": server.host, "port": server.port, "admin_port": server.admin_port}
-    return in_force == config.model_copy(update={"server": config.server.model_copy(update=addresses)})
 
 
 def _fleet(fleet: Mapping[str, Any]) -> Table:

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import assert_never
 
-from serving.commands.settings import load_settings
+from serving.commands.settings import load_settings, overrides
 from serving.commands.up_output import JsonOutput, Output, PlainOutput, TerminalOutput
 from serving.commands.welcome import base_url, welcome
 from serving.config import Config
@@ -37,7 +37,7 @@ def run(arguments: Namespace) -> int:
     """Returns the exit code, when everything has stopped."""
     output = _output(arguments.json)
     path, config = load_settings(arguments)
-    with StateClaim(config, path) as claim:
+    with StateClaim(config, path, overrides(arguments)) as claim:
         signals = _Signals()
         if (former := claim.ended_predecessor) is not None:
             output.say("cleaned_up", f"Cleared away what a killed server (process {former.pid}) had left.")

@@ -2,17 +2,23 @@
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Self
 
+from pydantic import JsonValue
+
+from serving.config import Config
 from serving.errors import StateError
 from serving.lifecycle.processes import start_ticks
 
 
 @dataclass(frozen=True, slots=True)
 class ServerRecord:
-    """A server that was started: ``ballast up``'s process and what it uses. ``started_at_s`` is seconds since 1970."""
+    """A server that was started: ``ballast up``'s process and what it uses. ``started_at_s`` is seconds since 1970.
+    ``overrides`` are keys of ``server`` that it was told on the command line or in the environment, over its file.
+    """
 
     pid: int
     start_ticks: int
@@ -22,10 +28,18 @@ class ServerRecord:
     runtime_dir: str
     started_at_s: float
     config: str
+    overrides: Mapping[str, JsonValue] = field(default_factory=dict)
 
     def is_running(self) -> bool:
         """False also when the process id has gone to another process since."""
         return start_ticks(self.pid) == self.start_ticks
+
+    def overriding(self, config: Config) -> Config:
+        """``config``, whatever file it is from, as this server would run it: with its ``overrides``, but for the state
+        folder, by which the server was found.
+        """
+        keys = {key: value for key, value in self.overrides.items() if key != "state_dir"}
+        return config.model_copy(update={"server": config.server.model_copy(update=keys)})
 
     @classmethod
     def read(cls, state_dir: Path) -> Self | None:

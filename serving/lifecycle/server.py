@@ -9,9 +9,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+from pydantic import JsonValue
 
 from serving.cluster import new_runtime_dir
 from serving.config import Config
@@ -28,9 +31,10 @@ STOP_MARGIN_S = 15.0
 class StateClaim:
     """The exclusive right to run a server over a state folder, and the runtime folder of that server."""
 
-    def __init__(self, config: Config, config_path: Path) -> None:
+    def __init__(self, config: Config, config_path: Path, overrides: Mapping[str, JsonValue] | None = None) -> None:
         self._config = config
         self._config_path = config_path
+        self._overrides = overrides or {}
         self._state_dir = config.server.state_dir
         self.runtime_dir = Path()
         self.ended_predecessor: ServerRecord | None = None
@@ -73,6 +77,7 @@ class StateClaim:
             runtime_dir=str(self.runtime_dir),
             started_at_s=time.time(),
             config=str(self._config_path.absolute()),
+            overrides=self._overrides,
         )
 
 
