@@ -122,4 +122,4 @@ FAULTS = (
     Fault("F7", "a node is lost", BY_HAND, "the pool shrinks, goes on, is rebuilt", node_lost),
     Fault("F0", "scale-ups and downs under load", BY_HAND, "ballast_requests_lost_total is 0", scaled),
 )
-"""F0 is none of the list: nothing breaks in it."""
+"""Nothing breaks in F0."""

@@ -2,8 +2,8 @@
 
 Two pools of real engines on CPU stand in for two kinds of hardware: `big` is dear and fast (many sequences at once),
 `small` is cheap, runs two sequences at once and only stands in for the other. The traffic has a low start, a burst, an
-idle hour (six minutes, with the autoscaler's patience shortened accordingly), a second burst in which
-every replica of `big` is killed again and again for half a minute, and a low end.
+idle hour (six minutes, with the autoscaler's patience shortened accordingly), a second burst, forty seconds of low
+load in which every replica of `big` is killed again and again, a third burst, and a low end.
 
 What is shown: what the autoscaler does, that no request is lost, and what a million tokens cost beside a fleet of
 fixed size that would carry the burst.
@@ -227,6 +227,7 @@ def summarise(run: Run, samples: Sequence[Sample]) -> dict[str, Any]:
         "num_requests": len(run.sent),
         "num_lost": len(run.failed),
         "slo_ttft": round(sum(ttft_s <= TTFT_SLO_S for ttft_s in ttfts) / len(run.sent), 4),
+        "slo_ttft_by_phase": _in_time_by_phase(run),
         "ttft_p50_s": percentile(ttfts, 0.5),
         "ttft_p99_s": percentile(ttfts, 0.99),
         "served": {pool: sum(sent.pool == pool for sent in whole) for pool in USD_PER_HOUR},
@@ -241,6 +242,16 @@ def summarise(run: Run, samples: Sequence[Sample]) -> dict[str, Any]:
         "first_zero_of_big_s": _first_zero(run, samples),
         "effects": [asdict(effect) for effect in run.effects(60.0, TTFT_SLO_S)],
     }
+
+
+def _in_time_by_phase(run: Run) -> dict[str, float | None]:
+    """Share of each phase's requests whose first token was in time; None of a phase without any."""
+    shares: dict[str, float | None] = {}
+    for mark, after in pairwise([*run.marks, None]):
+        sent = [each for each in run.sent if mark.at_s <= each.due.at_s < (after.at_s if after else math.inf)]
+        in_time = sum(each.is_whole and each.ttft_s <= TTFT_SLO_S for each in sent)
+        shares[mark.name] = round(in_time / len(sent), 4) if sent else None
+    return shares
 
 
 def _first_zero(run: Run, samples: Sequence[Sample]) -> float | None:
@@ -276,7 +287,7 @@ def _plot(path: Path, run: Run, samples: Sequence[Sample]) -> None:
     try:
         from matplotlib import pyplot
     except ImportError:
-        print("no plot: matplotlib is not installed (pip install 'ballast[bench]')", file=sys.stderr)
+        print("no plot: matplotlib is not installed; `make setup` installs it", file=sys.stderr)
         return
     figure, (load, fleet, latency) = pyplot.subplots(3, 1, sharex=True, figsize=(11, 7.5), layout="constrained")
     seconds = range(int(max(sample.at_s for sample in samples)) + 1)

@@ -29,7 +29,7 @@ FAULTS = sorted(
 def main() -> int:
     """Returns 1 when a promise did not hold. Exits with 2 when it is asked for a row that there is none of."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scenarios.faults", description=__doc__)
-    parser.add_argument("--only", metavar="ROW,ROW", help="rows of faults.md: F1,F3; F0: scale-ups and downs")
+    parser.add_argument("--only", metavar="ROW,ROW", help="only these: F1,F3")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table to this file, or its rows of it")
     parser.add_argument("--quick", action="store_true", help="as short as the tests have it")
     arguments = parser.parse_args()

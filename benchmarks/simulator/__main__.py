@@ -91,8 +91,7 @@ def _scenario(options: argparse.Namespace) -> Scenario:
     if options.shed:
         scenario = scenario.model_copy(update={"is_shedding": True})
     if options.cold_start_s is not None:
-        primary = next(pool.name for pool in scenario.pools if pool.fallback is None)
-        scenario = scenario.with_cold_start(primary, options.cold_start_s)
+        scenario = scenario.with_cold_start(scenario.primary.name, options.cold_start_s)
     return scenario
 
 

@@ -84,10 +84,9 @@ def fleet_for(name: str, setting: Setting, scenario: Scenario) -> Scenario:
     number = CONTENDERS[name].initial(setting)
     if number is None:
         return scenario
-    first = next(index for index, pool in enumerate(scenario.pools) if pool.fallback is None)
     pools = tuple(
         pool.model_copy(update={"replicas": pool.replicas.model_copy(update={"initial": number})})
-        if index == first
+        if index == scenario.primary_index
         else pool
         for index, pool in enumerate(scenario.pools)
     )

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from benchmarks.simulator.replica import SimRequest
-from benchmarks.simulator.scenario import Scenario
 
 
 @dataclass(slots=True)
@@ -18,7 +17,6 @@ class PoolView:
     """How long those took that became ready since the last decision."""
     num_running: int
     """Requests on its replicas."""
-    pending_prefill_tokens: int
     kv_tokens: int
     num_steps: int
     prefill_tokens: int
@@ -44,10 +42,8 @@ class View:
     num_met: int
     num_missed: int
     """Requests whose fate against the SLO became known since the last decision."""
-    num_refused: int
     num_queued: int
     """In the gateway, still able to meet their deadline."""
-    queued_prompt_tokens: int
     num_late: int
     """In the gateway, no longer able to."""
     late_prompt_tokens: int
@@ -60,9 +56,3 @@ class Policy(Protocol):
 
     def targets(self, view: View) -> Sequence[int]:
         """Replicas wanted in each pool, in the scenario's order."""
-
-
-class PolicyFactory(Protocol):
-    """Makes a policy for a fleet."""
-
-    def __call__(self, scenario: Scenario) -> Policy: ...

@@ -30,10 +30,10 @@ from benchmarks.simulator.scenario import Engine, Pool, Replicas, Scenario
 from benchmarks.simulator.simulation import simulate
 from benchmarks.simulator.trace import Trace
 from serving.autoscaler.service_model import longest_prompt_tokens
+from serving.router.choice import FALLBACK_TTFT_SHARE
 
 SLOT_S = 60.0
 _NUM_BISECTIONS = 26
-_FALLBACK_TTFT_SHARE = 0.8
 _PROBE_REQUESTS = 3000
 
 Floats = NDArray[np.float64]
@@ -88,9 +88,8 @@ def dp_oracle(scenario: Scenario, trace: Trace, u: float, fallback_per_s: float 
 
     ``fallback_per_s``: requests per second, of those that it may serve, that one fallback replica bears inside the SLO.
     """
-    primary = next(pool for pool in scenario.pools if pool.fallback is None)
     fallback = next((pool for pool in scenario.pools if pool.fallback), None)
-    problem = _problem(scenario, trace, primary, fallback, u, fallback_per_s)
+    problem = _problem(scenario, trace, scenario.primary, fallback, u, fallback_per_s)
     allowed = (1.0 - scenario.slo.objective) * len(trace)
     low, high = 0.0, 1.0
     while _path(problem, high)[1] > allowed and high < 1e6:
@@ -160,7 +159,7 @@ def _longest(fallback: Pool, scenario: Scenario) -> float:
     assert fallback.fallback is not None
     return min(
         fallback.fallback.max_prompt_tokens,
-        longest_prompt_tokens(fallback.engine.step_model, _FALLBACK_TTFT_SHARE * scenario.slo.ttft_s),
+        longest_prompt_tokens(fallback.engine.step_model, FALLBACK_TTFT_SHARE * scenario.slo.ttft_s),
     )
 
 

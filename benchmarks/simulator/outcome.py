@@ -65,10 +65,6 @@ class Outcome:
     def usd_per_million_output_tokens(self) -> float:
         return self.usd / self.output_tokens * 1e6
 
-    @property
-    def num_actions(self) -> int:
-        return sum(self.num_starts) + sum(self.num_stops)
-
 
 def percentile(values: "array[float]", share: float) -> float:
     """Nearest rank; NaN of nothing."""

@@ -200,10 +200,6 @@ class SimReplica:
     def is_idle(self) -> bool:
         return self.num_running == 0
 
-    @property
-    def pending_prefill_tokens(self) -> int:
-        return self._pending_tokens
-
     def _finish(self, request: SimRequest, now_s: float) -> None:
         request.finish_s = now_s
         tokens = request.prompt_tokens + request.output_tokens

@@ -49,7 +49,7 @@ class ColdStart(_Section):
 
 
 class Fallback(_Section):
-    """What the pool may take over."""
+    """What the pool may take over: the longest prompt, and the longest answer to be expected."""
 
     max_prompt_tokens: int = Field(ge=1)
     max_output_tokens: int = Field(ge=1)
@@ -100,6 +100,15 @@ class Scenario(_Section):
     is_shedding: bool = False
     pools: tuple[Pool, ...] = Field(min_length=1)
     outages: tuple[Outage, ...] = ()
+
+    @property
+    def primary_index(self) -> int:
+        """The pool that a policy for one pool scales: the first that is no fallback."""
+        return next(index for index, pool in enumerate(self.pools) if pool.fallback is None)
+
+    @property
+    def primary(self) -> Pool:
+        return self.pools[self.primary_index]
 
     def only(self, *names: str) -> "Scenario":
         """The same with these pools alone."""

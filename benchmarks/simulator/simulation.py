@@ -14,6 +14,7 @@ import random
 import time
 from array import array
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from heapq import heappop, heappush, heapreplace
 from math import inf
@@ -99,11 +100,10 @@ class _Simulation:
         self._tpot_s = array("d")
         self._num_met = self._num_missed = self._num_refused = 0
         self._num_ttft_missed = self._num_tpot_missed = 0
-        self._met_before = self._missed_before = self._refused_before = 0
+        self._met_before = self._missed_before = 0
         self._decide_s = 0.0
         self._mean_output_tokens = 100.0
-        fallbacks = [pool.fallback for pool in scenario.pools if pool.fallback]
-        self._fallback_prompt_tokens = max((fallback.max_prompt_tokens for fallback in fallbacks), default=0)
+        self._fallbacks = [pool.fallback for pool in scenario.pools if pool.fallback]
         self._ttft_slo_s, self._tpot_slo_s = scenario.slo.ttft_s, scenario.slo.tpot_s
 
     # ------------------------------------------------------------------------------------------------------ the run
@@ -167,7 +167,12 @@ class _Simulation:
         prompt_tokens = trace.prompt_tokens[index]
         request = SimRequest(index, self._now_s, prompt_tokens, trace.output_tokens[index], self._ttft_slo_s)
         request.expected_output_tokens = self._mean_output_tokens
-        request.allows_fallback = prompt_tokens <= self._fallback_prompt_tokens
+        request.allows_fallback = any(
+            [
+                prompt_tokens <= bounds.max_prompt_tokens and self._mean_output_tokens <= bounds.max_output_tokens
+                for bounds in self._fallbacks
+            ]
+        )
         self._arrived.append(request)
         if not self._queue or not self._has_primary:
             self._queue.append(request)
@@ -311,23 +316,19 @@ class _Simulation:
             finished=self._finished,
             num_met=self._num_met - self._met_before,
             num_missed=self._num_missed - self._missed_before,
-            num_refused=self._num_refused - self._refused_before,
             num_queued=len(self._queue),
-            queued_prompt_tokens=sum([request.prompt_tokens for request in self._queue]),
             num_late=len(self._late),
             late_prompt_tokens=sum([request.prompt_tokens for request in self._late]),
             oldest_late_s=self._now_s - self._late[0].arrival_s if self._late else 0.0,
         )
         self._met_before, self._missed_before = self._num_met, self._num_missed
-        self._refused_before = self._num_refused
         return view
 
     def _pool_view(self, pool: _PoolState) -> PoolView:
         steps, prefill_tokens, decode_tokens, kv_token_steps, busy_s = pool.gone_work
-        num_running = pending_prefill_tokens = kv_tokens = 0
+        num_running = kv_tokens = 0
         for replica in pool.ready:
             num_running += replica.num_running
-            pending_prefill_tokens += replica.pending_prefill_tokens
             kv_tokens += replica.kv_tokens
         for replica in (*pool.ready, *pool.draining) if pool.draining else pool.ready:
             steps += replica.num_steps
@@ -344,7 +345,6 @@ class _Simulation:
             starting_since_s=tuple([replica.started_s for replica in pool.starting]),
             cold_starts_s=cold_starts_s,
             num_running=num_running,
-            pending_prefill_tokens=pending_prefill_tokens,
             kv_tokens=kv_tokens,
             num_steps=int(steps - before[0]),
             prefill_tokens=int(prefill_tokens - before[1]),
@@ -435,6 +435,12 @@ class _Simulation:
         pool.ready_hours += until_s / 3600.0
         pool.busy_hours += replica.busy_s / 3600.0
 
+    def _wait_again(self, lost: Iterable[SimRequest]) -> None:
+        for request in lost:
+            (self._late if request.is_late else self._queue).append(request)
+        self._queue = deque(sorted(self._queue, key=lambda request: request.deadline_s))
+        self._late = deque(sorted(self._late, key=lambda request: request.deadline_s))
+
     def _apply_outages(self) -> None:
         for index, pool in enumerate(self._pools):
             before = pool.max_replicas
@@ -450,9 +456,7 @@ class _Simulation:
                 replica = (pool.draining or pool.ready)[-1]
                 lost = replica.take_all()
                 self._remove(replica, drained=replica.is_draining)
-                for request in lost:
-                    request.is_late = request.is_late or (request.deadline_s < self._now_s and request.first_s < 0.0)
-                    self._queue.append(request)
+                self._wait_again(lost)
             if pool.max_replicas > before:
                 for replica in list(pool.starting):  # what hung gets its resources now
                     pool.starting.remove(replica)

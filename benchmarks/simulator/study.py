@@ -142,9 +142,8 @@ def _run(scenario: Scenario, trace: Trace, name: str, setting: Setting, seed: in
 
 
 def _references(scenario: Scenario, trace: Trace) -> References:
-    primary = next(pool.name for pool in scenario.pools if pool.fallback is None)
     fallback_per_s = fallback_capacity_per_s(scenario, trace)
-    one = scenario.only(primary)
+    one = scenario.only(scenario.primary.name)
     found = References(
         work_bound_usd=work_bound_usd(scenario, trace),
         one_pool_full=dp_oracle(one, trace, 1.0),

@@ -23,7 +23,6 @@ _BATCHED_TOKENS: dict[str, tuple[JsonValue, ...]] = {
     "cuda": (1024, 2048, 4096, None, 16_384, 32_768),
 }
 """Null, vLLM's default, in its place: 2,048 on a CPU, 8,192 for a server on a large GPU (vLLM 0.29)."""
-_POOL_KEYS = (REPLICAS, *DEVICES.values())
 _ENGINES: dict[str, type[EngineConfig]] = {"cpu": CpuEngine, "cuda": CudaEngine}
 
 

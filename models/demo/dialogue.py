@@ -134,6 +134,3 @@ def remember(rng: random.Random, split: Split) -> Exchange:
     if rng.random() < 0.05 and split == "train":
         return Exchange("remember", [user(rng.choice(RECALL)), assistant(NO_NAME)])
     return Exchange("remember", messages)
-
-
-DIALOGUE_TASKS: dict[str, Generator] = {"remember": remember, "small_talk": small_talk, "unknown": out_of_scope}

@@ -40,10 +40,6 @@ def whole(low: int, high: int) -> Draw:
     return lambda rng, split: integer(rng, low, high, split)
 
 
-def from_pool(pool: tuple[str, ...] | list[str]) -> Draw:
-    return lambda rng, split: pick(rng, pool, split)
-
-
 def topic(rng: random.Random, split: Split) -> str:
     kind = rng.random()
     if kind < 0.5:

@@ -1,10 +1,8 @@
-"""What the autoscaler remembers between decisions. JSON in and out, so that a decision log can be replayed."""
+"""What the autoscaler remembers between decisions: plain values, so that a decision log can hold and replay it."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from serving.autoscaler.demand import DemandMemory, Mean
-from serving.autoscaler.documents import from_document, to_document
 
 _UNKNOWN = Mean()
 _NOTHING_SEEN = DemandMemory()
@@ -44,16 +42,3 @@ class Memory:
     """In the budget's window, fading; and those that missed."""
     num_missed: float = 0.0
     pools: dict[str, PoolMemory] = field(default_factory=dict)
-
-
-def to_dict(memory: Memory) -> dict[str, Any]:
-    """A JSON object."""
-    return to_document(memory)
-
-
-def from_dict(document: dict[str, Any]) -> Memory:
-    """The memory that `to_dict` wrote. Raises ValueError: it is of another version or shape."""
-    try:
-        return from_document(Memory, document)
-    except ValueError as error:
-        raise ValueError(f"not an autoscaler's memory: {error.__cause__!r}") from error.__cause__

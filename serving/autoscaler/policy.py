@@ -9,9 +9,9 @@ pool alone is cheaper, misses included).
 
 Around it stand what no forecast can know:
 
-- Up at once; replicas that start count as if they were there. Down only when less was enough for as long as a cold
-  start takes, only to the most that was wanted in that time, and only if it still is at the highest recent load and
-  with the replicas of other pools that are ready by then.
+- Up at once; replicas that start count as if they were there. Down only when less was enough for a third of a cold
+  start and `min_hold_s` at least, only to the most that was wanted in that time, and only if it still is at the highest
+  recent load and with the replicas of other pools that are ready by then.
 - A replica that starts for too long means that the pool has no capacity: it is left at what runs, for a time that
   doubles with each failure, and the plan is made with the other pools.
 - After a restart nothing is scaled down until enough was seen.

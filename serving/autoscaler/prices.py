@@ -10,6 +10,7 @@ from serving.autoscaler.score import MissPrice, PoolOffer
 from serving.autoscaler.service_model import capacity_per_s, longest_prompt_tokens, prefill_s, spoilt_share
 from serving.autoscaler.shadow_fleets import Foresight
 from serving.autoscaler.types import Spec
+from serving.router.choice import FALLBACK_TTFT_SHARE
 
 MIN_SLACK_S = 0.1
 """A request may always wait this long, however long its prompt takes."""
@@ -18,8 +19,6 @@ _STEADIER = 0.85
 """The steady view must promise at least this much less cost."""
 _STEADY_AFTER_S = 1_800.0
 """Half of the hour that the steady view is the mean of."""
-_FALLBACK_SHARE = 0.8
-"""As in `router/choice.py`: the router sends a fallback replica what it promises in this share of the time."""
 
 
 def budget_spent(num_requests: float, num_missed: float, day_per_s: float, spec: Spec) -> float:
@@ -80,7 +79,7 @@ def offer_of(pool: PoolView, seen: Outlook, spec: Spec) -> PoolOffer:
     prompt_tokens, share = seen.prompt_tokens, 1.0
     if fallback is not None:
         longest = min(
-            fallback.max_prompt_tokens, longest_prompt_tokens(model, _FALLBACK_SHARE * spec.ttft_slo_s * speed)
+            fallback.max_prompt_tokens, longest_prompt_tokens(model, FALLBACK_TTFT_SHARE * spec.ttft_slo_s * speed)
         )
         prompt_tokens, share = mean_up_to(seen.buckets, longest), share_up_to(seen.buckets, longest)
     alone_s = prefill_s(model, prompt_tokens) / speed

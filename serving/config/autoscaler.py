@@ -8,7 +8,7 @@ from serving.config.section import Section
 
 
 class AutoscalerConfig(Section):
-    """How the pools are sized. What each figure trades: docs/autoscaling.md."""
+    """How the pools are sized (docs/autoscaling.md)."""
 
     mode: Literal["act", "recommend"] = Field(
         default="act", description="act: size the pools; recommend: only record what it would do (`ballast autoscale`)."

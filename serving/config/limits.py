@@ -51,7 +51,7 @@ class Limits(Section):
     max_bad_words: int = Field(default=128, ge=0, le=10_000, description="Entries of `bad_words`.")
     max_allowed_token_ids: int = Field(default=1024, ge=0, le=1_000_000, description="Entries of `allowed_token_ids`.")
 
-    # Structured output and tool schemas: compiling one is cubic in its depth (faults.md, findings 1 and 2).
+    # Structured output and tool schemas: compiling one is cubic in its depth.
     max_schema_depth: int = Field(default=32, ge=1, le=64, description="Nesting of one JSON schema.")
     max_schema_bytes: int = Field(default=65_536, ge=256, le=2**20, description="Bytes of one JSON schema.")
     max_schema_properties: int = Field(

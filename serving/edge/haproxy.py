@@ -1,7 +1,7 @@
 """Stands in for the ``haproxy`` binary that Ray Serve starts: closes the gaps in the config Ray writes, then becomes
 HAProxy.
 
-Ray Serve 2.60 has no setting for these (faults.md 5 and 6, security.md S4): a deadline for request headers (60 slow
+Ray Serve 2.60 has no setting for these: a deadline for request headers (60 slow
 sockets lock everybody out), statistics and metrics bound to all interfaces, an admin socket that any local user may
 write, and error pages in HTML or, in place of a 503, a plain-text 500. Ray reads the binary's path from
 ``RAY_SERVE_HAPROXY_BINARY_PATH``; this file runs with the standard library alone, once per start and reload.

@@ -1,7 +1,7 @@
 """May the engine be given this constraint? Asked in a sandbox, once per constraint, and before the engine's app.
 
 vLLM's frontend turns a schema, pattern or grammar into its own form on the event loop that carries every stream of
-the replica, in time cubic in a schema's depth (faults.md, findings 1 and 2), and what crashes there takes the replica
+the replica, in time cubic in a schema's depth, and what crashes there takes the replica
 along. Here a child of the sandbox does it; the verdict is kept under the SHA-256 of what was asked.
 """
 

@@ -106,7 +106,7 @@ class Authenticator:
         return found.identity
 
     def cache_salt(self, identity: Identity) -> str:
-        """The engine's prefix-cache salt: tenants must not learn from timing what others asked (security.md S10)."""
+        """The engine's prefix-cache salt: tenants must not learn from timing what others asked."""
         salt = self._salts.get(identity.tenant)
         if salt is None:
             secret = keys.derive_secret(self._store.pepper, "prefix-cache-salt")

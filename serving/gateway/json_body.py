@@ -35,7 +35,7 @@ def parse(data: bytes, limits: "Limits") -> dict[str, object]:
     try:
         body: object = orjson.loads(data)
     except orjson.JSONDecodeError as error:
-        # `from None`: the foreign error carries the whole body, and a body must not reach a log (security.md S15).
+        # `from None`: the foreign error carries the whole body, and a body must not reach a log.
         raise InvalidJson(f"We could not parse the JSON body of your request: {error}") from None
     if not _is_object(body):
         raise InvalidJson('The JSON body of your request must be an object, like {"model": ...}.')

@@ -1,5 +1,4 @@
-"""Notices an engine that hangs: it has work, or a question, and takes no step. vLLM's health check cannot (faults.md,
-finding 4)."""
+"""Notices an engine that hangs: it has work, or a question, and takes no step. vLLM's health check cannot."""
 
 from dataclasses import dataclass
 

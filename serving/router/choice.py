@@ -22,6 +22,10 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 
+FALLBACK_TTFT_SHARE = 0.8
+"""Share of the remaining time in which a fallback replica must promise the first token: its figures are rougher."""
+
+
 class Request(Protocol):
     """What the choice needs to know of a request."""
 
@@ -56,8 +60,7 @@ class Request(Protocol):
 
 
 class Replica(Protocol):
-    """What the choice needs to know of a replica: plain attributes, kept by its owner (`prediction.py` computes
-    them)."""
+    """What the choice needs to know of a replica: plain attributes, kept by its owner (`router/replica.py`)."""
 
     @property
     def name(self) -> str: ...
@@ -109,8 +112,6 @@ class Rules:
     """How much sooner than its deadline a first token must be promised: about a step of a GPU, since a request is not
     in the one under way. Without it an overloaded fleet works itself to the bone for answers that are all a little
     late (simulated at 1.6 times capacity: 86 % in time without, 92 % with; of those admitted 94 % and 99.9 %)."""
-    fallback_ttft_share: float = 0.8
-    """Share of the remaining time in which a fallback replica must promise the first token: its figures are rougher."""
     is_shedding: bool = False
     """Refuse what cannot meet its deadline, instead of serving it late."""
 
@@ -243,7 +244,7 @@ def _substitute(request: Request, replicas: Sequence[R], remaining_s: float, rul
     if not request.allows_fallback:
         return None
     best: R | None = None
-    best_s = rules.fallback_ttft_share * remaining_s
+    best_s = FALLBACK_TTFT_SHARE * remaining_s
     for replica in replicas:
         if (
             replica.is_fallback

@@ -43,8 +43,7 @@ class Quarantine:
     """Requests, by fingerprint, that were in flight on engines that died: after ``max_deaths`` engines one is not tried
     for ``hold_s``, unless it was served in the meantime.
 
-    One request that kills its engine, retried by us and again by its client, would take down a fleet (faults.md,
-    finding 3).
+    One request that kills its engine, retried by us and again by its client, would take down a fleet.
     """
 
     max_deaths: int

@@ -61,16 +61,6 @@ def prefill_tokens_per_s(model: StepModel, num_running: float, kv_tokens: float)
     return chunk_tokens / model.step_s(num_running, kv_tokens, chunk_tokens)
 
 
-def backlog_s(model: StepModel, pending_prefill_tokens: float, num_running: float, kv_tokens: float) -> float:
-    """Seconds until the prompt tokens sent to a replica so far are done."""
-    return pending_prefill_tokens / prefill_tokens_per_s(model, num_running, kv_tokens)
-
-
-def ttft_s(backlog_s: float, prompt_tokens: float, prefill_tokens_per_s: float) -> float:
-    """Seconds to the first token of a request sent now, behind ``backlog_s`` of others' prompts."""
-    return backlog_s + prompt_tokens / prefill_tokens_per_s
-
-
 def tpot_s(model: StepModel, num_running: float, kv_tokens: float) -> float:
     """Seconds per output token with one more sequence than now, between two prompts."""
     return model.step_s(num_running + 1, kv_tokens)

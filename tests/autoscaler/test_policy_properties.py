@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.autoscaler.clean import clean_demand, clean_number, clean_price, clean_state
-from serving.autoscaler.memory import Memory, from_dict, to_dict
+from serving.autoscaler.documents import from_document, to_document
+from serving.autoscaler.memory import Memory
 from serving.autoscaler.policy import decide
 from serving.autoscaler.types import Demand, PoolState, Spec, Work
 from tests.autoscaler.world import CPU, GPU, PRICES, SPEC, World, demand
@@ -67,8 +68,8 @@ def test_no_figure_makes_it_raise_or_answer_nonsense(ticks: list[Any], spec: Spe
         assert math.isfinite(plan.usd_per_hour)
         assert math.isfinite(plan.forecast_per_s)
         assert 0.0 <= plan.expected_miss <= 1.0
-        document = json.dumps(to_dict(memory), allow_nan=False)
-        assert from_dict(json.loads(document)) == memory
+        document = json.dumps(to_document(memory), allow_nan=False)
+        assert from_document(Memory, json.loads(document)) == memory
 
 
 def test_a_share_stays_one_after_a_rate_that_is_a_mistake() -> None:

@@ -334,7 +334,7 @@ def test_without_keys_any_other_address_is_refused_with_the_command_that_helps(h
     check_bind(host, num_keys=1)
 
 
-# -- a store that cannot be read (faults.md F20) ----------------------------------------------------------------------
+# -- a store that cannot be read --------------------------------------------------------------------------------------
 
 
 def spoil(bench: Bench, fault: str) -> sqlite3.Connection | None:

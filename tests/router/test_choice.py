@@ -1,8 +1,6 @@
 """Which replica serves a request."""
 
 import math
-import sys
-import timeit
 from dataclasses import dataclass, replace
 
 import pytest
@@ -10,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.router.choice import Hold, Rules, ahead_s, choose
-from serving.router.prediction import StepModel, backlog_s, prefill_tokens_per_s, tpot_s, ttft_s
+from serving.router.prediction import StepModel, prefill_tokens_per_s, tpot_s
 
 RULES = Rules(tpot_slo_s=0.15)
 
@@ -206,20 +204,7 @@ def test_whoever_is_chosen_is_ready_has_a_slot_and_is_allowed(
         assert chosen.backlog_s <= RULES.max_backlog_s
 
 
-@pytest.mark.skipif(sys.gettrace() is not None, reason="a tracer (coverage, a debugger) takes most of the time")
-def test_a_choice_among_64_replicas_takes_at_most_20_microseconds() -> None:
-    replicas = [
-        Replica(f"r{index}", is_fallback=index >= 60, backlog_s=0.01 * (index % 5), num_running=index % 9)
-        for index in range(64)
-    ]
-    request = Request(home="r9", cached_tokens=800)
-    took_s = min(timeit.repeat(lambda: choose(request, replicas, 0.0, 0.3, RULES), number=200, repeat=20)) / 200
-    assert took_s <= 20e-6
-
-
 def test_predictions_follow_the_step_model() -> None:
     model = StepModel(0.011, 5e-5, 8e-8, 1e-4, 1024, 256, 420_000)
     assert prefill_tokens_per_s(model, 0, 0) == pytest.approx(1024 / (0.011 + 0.1024))
-    assert backlog_s(model, 1024, 0, 0) == pytest.approx(0.1134)
-    assert ttft_s(0.5, 1000, 10_000) == pytest.approx(0.6)
     assert tpot_s(model, 9, 10_000) == pytest.approx(0.011 + 10 * 5e-5 + 8e-4)

@@ -4,11 +4,13 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
+from benchmarks.simulator import simulation as simulation_module
 from benchmarks.simulator.contenders import CONTENDERS, fleet_for
 from benchmarks.simulator.fleet import View
 from benchmarks.simulator.ours import Ours
 from benchmarks.simulator.peers.ray_serve import RayServe
 from benchmarks.simulator.peers.static import Static
+from benchmarks.simulator.replica import SimRequest
 from benchmarks.simulator.scenario import Outage, Scenario
 from benchmarks.simulator.simulation import simulate
 from benchmarks.simulator.trace import Trace
@@ -29,7 +31,7 @@ def test_a_fleet_that_stands_still_costs_its_price(scenario: Scenario, poisson: 
     outcome = simulate(scenario, trace, Static(scenario, 1))
     assert outcome.usd == pytest.approx(3.67 * trace.span_s / 3600.0)
     assert outcome.num_met == outcome.num_requests == len(trace)
-    assert outcome.num_actions == 0
+    assert sum(outcome.num_starts) == sum(outcome.num_stops) == 0
     assert outcome.usd_per_million_tokens < outcome.usd_per_million_output_tokens
 
 
@@ -75,6 +77,30 @@ def test_an_outage_kills_what_is_over_it_and_nothing_is_lost(scenario: Scenario,
     assert all(sample.num_ready[0] == 0 for sample in during)
     assert any(sample.num_ready[1] > 0 for sample in during)
     assert outcome.timeline[-1].num_ready[0] >= 1
+
+
+def test_what_an_outage_has_cut_off_waits_in_order_of_its_deadline(
+    scenario: Scenario, poisson: Poisson, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outage = Outage(pool="gpu", start_s=400.0, end_s=460.0, max_replicas=1)
+    broken = scenario.model_copy(update={"outages": (outage,)})
+    trace = poisson(24.0, 500.0)
+    simulation, most = simulation_module._Simulation, 0
+    wait_again = simulation._wait_again
+
+    def checked(self: simulation_module._Simulation, lost: Sequence[SimRequest]) -> None:
+        nonlocal most
+        most = max(most, len(lost))
+        wait_again(self, lost)
+        for line in (self._queue, self._late):
+            deadlines = [request.deadline_s for request in line]
+            assert deadlines == sorted(deadlines)
+        assert not any(request.is_late for request in self._queue)
+
+    monkeypatch.setattr(simulation, "_wait_again", checked)
+    outcome = simulate(broken, trace, Static(broken, 2))
+    assert most > 10
+    assert outcome.num_met + outcome.num_ttft_missed + outcome.num_tpot_missed == len(trace)
 
 
 @pytest.mark.parametrize("name", CONTENDERS)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 
 from benchmarks.simulator.fleet import View
-from benchmarks.simulator.peers.signals import Arrivals, primary_index
+from benchmarks.simulator.peers.signals import Arrivals
 from benchmarks.simulator.scenario import Scenario
 from serving.autoscaler.service_model import capacity_per_s
 
@@ -24,7 +24,7 @@ class Aibrix:
     def __init__(
         self, scenario: Scenario, utilisation: float = 0.7, uses_current: bool = False, least: int = 1
     ) -> None:
-        self._index = primary_index(scenario)
+        self._index = scenario.primary_index
         self._targets = [pool.replicas.min for pool in scenario.pools]
         pool = scenario.pools[self._index]
         self._model, self._tpot_slo_s = pool.engine.step_model, scenario.slo.tpot_s

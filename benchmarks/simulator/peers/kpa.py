@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from benchmarks.simulator.fleet import View
-from benchmarks.simulator.peers.signals import ongoing, primary_index
+from benchmarks.simulator.peers.signals import ongoing
 from benchmarks.simulator.scenario import Scenario
 
 _STABLE_S = 60.0
@@ -24,7 +24,7 @@ class Kpa:
     """``target``: concurrency per pod (after Knative's utilisation share)."""
 
     def __init__(self, scenario: Scenario, target: float = 16.0, scale_down_delay_s: float = 300.0) -> None:
-        self._index = primary_index(scenario)
+        self._index = scenario.primary_index
         self._targets = [pool.replicas.min for pool in scenario.pools]
         pool = scenario.pools[self._index]
         self._least, self._most = max(1, pool.replicas.min), pool.replicas.max

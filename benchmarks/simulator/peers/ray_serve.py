@@ -30,9 +30,9 @@ class RayServe:
         upscale_delay_s: float = 30.0,
         min_replicas: int = 1,
     ) -> None:
-        self._index = next(index for index, pool in enumerate(scenario.pools) if pool.fallback is None)
+        self._index = scenario.primary_index
         self._least = [pool.replicas.min for pool in scenario.pools]
-        pool = scenario.pools[self._index]
+        pool = scenario.primary
         self._policy, config_class, self._context, self._deployment, self._clock = _ray()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about metrics_interval_s, which nothing here reads

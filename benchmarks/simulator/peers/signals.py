@@ -1,14 +1,8 @@
-"""What several peers look at: the pool they scale, and the requests that came lately."""
+"""What several peers look at: what is under way, and the requests that came lately."""
 
 from collections import deque
 
 from benchmarks.simulator.fleet import PoolView, View
-from benchmarks.simulator.scenario import Scenario
-
-
-def primary_index(scenario: Scenario) -> int:
-    """The pool that a policy for one pool scales: the first that is no fallback."""
-    return next(index for index, pool in enumerate(scenario.pools) if pool.fallback is None)
 
 
 def ongoing(view: View, pool: PoolView) -> int:

@@ -11,8 +11,7 @@ class Static:
 
     def __init__(self, scenario: Scenario, num_replicas: int = 1) -> None:
         self._targets = [pool.replicas.min for pool in scenario.pools]
-        index = next(index for index, pool in enumerate(scenario.pools) if pool.fallback is None)
-        self._targets[index] = num_replicas
+        self._targets[scenario.primary_index] = num_replicas
 
     def targets(self, view: View) -> Sequence[int]:
         return self._targets

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from benchmarks.simulator.fleet import View
-from benchmarks.simulator.peers.signals import Arrivals, primary_index
+from benchmarks.simulator.peers.signals import Arrivals
 from benchmarks.simulator.scenario import Scenario
 
 _KV_THRESHOLD = 0.8
@@ -27,7 +27,7 @@ class Wva:
     def __init__(
         self, scenario: Scenario, scale_up: float = 0.85, scale_down: float = 0.70, interval_s: float = 30.0
     ) -> None:
-        self._index = primary_index(scenario)
+        self._index = scenario.primary_index
         self._targets = [pool.replicas.min for pool in scenario.pools]
         pool = scenario.pools[self._index]
         self._engine = pool.engine
