@@ -266,6 +266,12 @@ def _model_findings(config: Config, plan: Plan, specs: Specs) -> Iterator[Findin
         if ceiling is not None and smallest > ceiling:
             message = f"the smallest fleet costs {smallest:g} USD an hour, over max_usd_per_hour {ceiling:g}"
             yield Finding("error", f"{path}.cost.max_usd_per_hour", message, "lower replicas.min, or raise the ceiling")
+        elif ceiling is not None:
+            for position, pool in enumerate(planned.pools):
+                if not pool.min_replicas and pool.max_replicas and smallest + pool.usd_per_hour > ceiling:
+                    message = f"beside what must be kept, a replica would cost over max_usd_per_hour {ceiling:g}"
+                    action = "raise cost.max_usd_per_hour, or lower the other pools' replicas.min"
+                    yield Finding("warning", f"{path}.pools[{position}]", message, action)
         if all(pool.min_replicas == 0 for pool in planned.pools):
             message = "no pool keeps a replica, so the first request waits for an engine to start"
             yield Finding("warning", f"{path}.pools", message, "set replicas.min to 1 in the cheapest pool")

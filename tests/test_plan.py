@@ -32,6 +32,7 @@ SPEC = ModelSpec(
     has_chat_template=True,
 )
 CPU_POOL: Mapping[str, object] = {"name": "cpu", "device": "cpu", "cpus_per_replica": 1, "usd_per_hour": 0.1}
+DEAR_POOL: Mapping[str, object] = CPU_POOL | {"name": "dear", "usd_per_hour": 5, "replicas": {"min": 0}}
 CUDA_POOL: Mapping[str, object] = {"name": "gpu", "device": "cuda", "gpus_per_replica": 1, "usd_per_hour": 2.5}
 
 
@@ -248,6 +249,14 @@ FINDINGS: list[tuple[str, Config, Machine, ModelSpec | ModelFolderError | None, 
         SPEC,
         ("error", "models[0].cost.max_usd_per_hour"),
         "costs 0.1 USD an hour, over max_usd_per_hour 0.05",
+    ),
+    (
+        "never to be paid for",
+        config_of(CPU_POOL, DEAR_POOL, cost={"max_usd_per_hour": 1}),
+        MACHINE,
+        SPEC,
+        ("warning", "models[0].pools[1]"),
+        "would cost over max_usd_per_hour 1",
     ),
     (
         "nothing kept warm",

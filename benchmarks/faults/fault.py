@@ -52,7 +52,9 @@ def errors_of(run: Run) -> dict[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One thing that breaks: its row in the table (docs/benchmarking.md), and what is promised. ``site`` names the server that it needs (`benchmarks/faults/sites.py`)."""
+    """One thing that breaks: its row in the table (docs/benchmarking.md), and what is promised. ``site`` names the
+    server that it needs (`benchmarks/faults/sites.py`).
+    """
 
     row: str
     name: str

@@ -167,12 +167,10 @@ class _Simulation:
         prompt_tokens = trace.prompt_tokens[index]
         request = SimRequest(index, self._now_s, prompt_tokens, trace.output_tokens[index], self._ttft_slo_s)
         request.expected_output_tokens = self._mean_output_tokens
-        request.allows_fallback = any(
-            [
-                prompt_tokens <= bounds.max_prompt_tokens and self._mean_output_tokens <= bounds.max_output_tokens
-                for bounds in self._fallbacks
-            ]
-        )
+        request.allows_fallback = False
+        for bounds in self._fallbacks:
+            if prompt_tokens <= bounds.max_prompt_tokens and self._mean_output_tokens <= bounds.max_output_tokens:
+                request.allows_fallback = True
         self._arrived.append(request)
         if not self._queue or not self._has_primary:
             self._queue.append(request)

@@ -2,7 +2,7 @@
 
 import random
 
-from models.demo.exchange import Exchange, Generator, Message, ask, assistant, polite, user
+from models.demo.exchange import Exchange, Message, ask, assistant, polite, user
 from models.demo.words import FIRST_NAMES, Split, coined, first_name, pick
 
 INTRODUCE = ("My name is {n}.", "I am {n}.", "Hi, I'm {n}.", "Hello, my name is {n}.", "Call me {n}.",

@@ -76,6 +76,7 @@ class ModelAutoscaler:
         cold_starts_s = {reason.pool: reason.cold_start_s for reason in decision.plan.reasons}
         backed_off = {reason.pool for reason in decision.plan.reasons if reason.backed_off_until_s is not None}
         bindings = {reason.pool: reason.binding.value for reason in decision.plan.reasons}
+        payable = payable_pools(self.model)
         pools = {}
         for pool, state in decision.fleet.items():
             coming_s = min(
@@ -90,7 +91,7 @@ class ModelAutoscaler:
                 coming_s=coming_s,
                 cold_start_s=cold_starts_s.get(pool, 0.0),
                 is_available=is_available,
-                can_start=is_available and (decision.is_applied or bool(state.starting_age_s)),
+                can_start=is_available and ((pool in payable and decision.is_applied) or bool(state.starting_age_s)),
                 is_fallback=pool in fallbacks,
                 binding=bindings.get(pool, ""),
                 usd_per_hour=cost.usd_per_hour,
@@ -122,6 +123,17 @@ def spec_of(model: ModelConfig, config: AutoscalerConfig) -> Spec:
         target_usd_per_million_tokens=model.cost.target_usd_per_million_tokens,
         tuning=tuning,
     )
+
+
+def payable_pools(model: ModelConfig) -> set[str]:
+    """The pools of which one replica fits under the model's ceiling on spending, beside all that must be kept."""
+    ceiling = model.cost.max_usd_per_hour
+    kept = sum(pool.replicas.min * pool.usd_per_hour for pool in model.pools)
+    return {
+        pool.name
+        for pool in model.pools
+        if ceiling is None or pool.replicas.min or kept + pool.usd_per_hour <= ceiling * (1.0 + 1e-9)
+    }
 
 
 def prices_of(model: ModelConfig) -> Prices:

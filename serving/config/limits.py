@@ -21,7 +21,7 @@ class Limits(Section):
     max_header_bytes: int = Field(
         default=32_768, ge=4096, le=61_440, description="Bytes of all headers together; more is a 431."
     )
-    max_json_depth: int = Field(default=100, ge=8, le=500, description="Nesting of objects and arrays in the body.")
+    max_json_depth: int = Field(default=100, ge=8, le=250, description="Nesting of objects and arrays in the body.")
     max_json_nodes: int = Field(
         default=250_000,
         ge=1000,

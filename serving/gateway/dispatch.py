@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 
 from serving.errors import ApiError, EngineUnavailable, Overloaded, Quarantined, ReplicaLost, ReplicaSilent
@@ -68,7 +68,9 @@ class Dispatch:
         self._body = serialise(request.body)
         self._prefixes = prefixes(request.body, caller.salt)
         self._is_work = endpoint in _WORK
-        self._prompt_tokens = routes.demand.expected_prompt_tokens(len(self._body)) if self._is_work else 0
+        self._accepted_s = exchange.arrived_s if exchange.accepted_s is None else exchange.accepted_s
+        self._prompt_bytes = len(self._body) - _constraint_bytes(request.body)
+        self._prompt_tokens = routes.demand.expected_prompt_tokens(self._prompt_bytes) if self._is_work else 0
         if request.max_model_len is not None:  # what is longer is refused by the engine, and must not be waited for
             self._prompt_tokens = min(self._prompt_tokens, request.max_model_len)
         self._output_tokens = routes.demand.expected_output_tokens(request.max_output_tokens) if self._is_work else 0
@@ -109,10 +111,10 @@ class Dispatch:
         Raises ``error`` where there must not be another, Overloaded, EngineUnavailable, ClientGone.
         """
         now_s = time.monotonic()
-        self._num_failures += (is_failure := _is_failure(error))
+        self._num_failures += (has_failed := is_failure(error))
         is_worth_it = _may_be_well_elsewhere(error) and self._num_failures <= MAX_FAILURES
         self._head["resume"] = resume or []
-        waits = resume is None and not isinstance(error, ReplicaSilent) and not is_failure
+        waits = resume is None and not isinstance(error, ReplicaSilent) and not has_failed
         able = () if waits else self._others()
         # What cannot be moved anyway takes nothing from the budget of what can.
         if not is_worth_it or not (waits or able) or not self._routes.budget.take(now_s):
@@ -199,7 +201,7 @@ class Dispatch:
         if is_refusal(error):
             return
         if error is None:
-            demand.on_finish(len(self._body), usage["prompt_tokens"], usage["output_tokens"])
+            demand.on_finish(self._prompt_bytes, usage["prompt_tokens"], usage["output_tokens"])
         if error is not None or not self._is_slo_met(now_s):
             self._miss_slo()
         elif not self._is_slo_missed and not self._waiting.is_batch:
@@ -279,7 +281,8 @@ class Dispatch:
         self._is_probe = replica.breaker.on_sent()
         self._replica = replica
         self._tried.add(address.replica)
-        self._routes.affinity.sent(self._prefixes, replica.name)
+        if self._is_work:
+            self._routes.affinity.sent(self._prefixes, replica.name)
         exchange.fallback = None
         if replica.is_fallback:
             is_primary_up = any(not other.is_fallback for other in self._able())
@@ -300,12 +303,12 @@ class Dispatch:
         )
 
     def _place_in_line(self, request: ValidRequest, identity: Identity) -> Waiting:
-        arrived_s = self._exchange.arrived_s
+        accepted_s = self._accepted_s
         home = self._routes.affinity.home(self._prefixes)
         return Waiting(
             prompt_tokens=self._prompt_tokens,
             expected_output_tokens=self._output_tokens,
-            deadline_s=arrived_s + self._routes.model.slo.ttft_s,
+            deadline_s=accepted_s + self._routes.model.slo.ttft_s,
             is_batch=request.is_batch,
             allows_fallback=bool(self._pools),
             tenant=identity.tenant,
@@ -314,7 +317,7 @@ class Dispatch:
             home=home.replica if home else None,
             cached_tokens=self._routes.demand.expected_prompt_tokens(home.num_bytes) if home else 0,
             on_late=lambda: self._on_slo(is_met=False) if self._is_work else None,
-            arrived_s=arrived_s,
+            arrived_s=accepted_s,
         )
 
     # -------------------------------------------------------------------------------------------------- how it went
@@ -335,9 +338,10 @@ class Dispatch:
         if exchange.first_byte_s is None:
             return True
         if not exchange.is_stream:
-            return now_s - exchange.arrived_s <= slo.ttft_s + num_more * slo.tpot_s
-        is_prompt = exchange.first_byte_s - exchange.arrived_s <= slo.ttft_s
-        return is_prompt and now_s - exchange.first_byte_s <= num_more * slo.tpot_s + _WRITE_S
+            return now_s - exchange.blocked_s - self._accepted_s <= slo.ttft_s + num_more * slo.tpot_s
+        is_prompt = exchange.first_byte_s - self._accepted_s <= slo.ttft_s
+        took_s = now_s - exchange.blocked_s - exchange.first_byte_s
+        return is_prompt and took_s <= num_more * slo.tpot_s + _WRITE_S
 
     def _quarantined(self) -> Quarantined:
         exchange = self._exchange
@@ -351,9 +355,15 @@ class Dispatch:
 
 MAX_FAILURES = 1
 """Of engines that live, after which a request goes to another; a second one says that it is the request."""
+_CONSTRAINTS = ("response_format", "structured_outputs", "text")
 _GENEROUS = 2.0
 _WRITE_S = 0.05
 """Between the last token and the end of the answer: its last events."""
+
+
+def _constraint_bytes(body: Mapping[str, object]) -> int:
+    """Of a request's bytes, those that the engine makes no prompt of, and that may be many: schemas of the answer."""
+    return sum(len(serialise({name: body[name]})) for name in _CONSTRAINTS if name in body)
 
 
 async def disconnect(receive: Receive) -> None:
@@ -379,7 +389,7 @@ def _is_death(error: Exception) -> bool:
     return isinstance(error, ReplicaLost) and not isinstance(error, ReplicaSilent)
 
 
-def _is_failure(error: Exception) -> bool:
+def is_failure(error: Exception) -> bool:
     """Of an engine that lives: at this request, which another one may be able to serve."""
     return isinstance(error, StreamFailed) and error.failure["cause"] == "engine_failed"
 

@@ -35,6 +35,8 @@ class Exchange:
     accepted_s: float | None = None
     sent_s: float | None = None
     first_byte_s: float | None = None
+    blocked_s: float = 0.0
+    """For how long in all its client has kept the answer waiting, by not reading."""
     status: int = 0
     error_code: str | None = None
     usage: Usage = field(default_factory=NO_USAGE.copy)

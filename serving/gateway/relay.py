@@ -21,11 +21,13 @@ from serving.errors import (
     EngineUnavailable,
     InternalError,
     ModelNotFound,
+    Overloaded,
+    RateLimited,
     ReplicaLost,
     ReplicaSilent,
     UpstreamTimeout,
 )
-from serving.gateway.dispatch import Dispatch, disconnect
+from serving.gateway.dispatch import Dispatch, disconnect, is_failure, is_refusal
 from serving.gateway.exchange import ClientGone, Exchange
 from serving.protocol import sse
 from serving.protocol.asgi import Receive, Send
@@ -77,6 +79,7 @@ class Relay:
         self._idle_since_s = self._kept_alive_s = time.monotonic()
         self._blocked_since_s: float | None = None
         self._is_continuable = False
+        self._is_answering = self._was_lost = self._is_ended = False
         self._sent_ids: list[int] = []
         self._first_body = b""
         self._has_role_twice = False
@@ -96,18 +99,26 @@ class Relay:
             ended_by = ClientGone(str(error))
             raise
         finally:
-            self._stream.sink = None
+            await self._finish(ended_by)
+
+    async def _finish(self, ended_by: Exception | None) -> None:
+        """Let go of everything, whatever goes wrong with one of it."""
+        self._stream.sink = None
+        ended_s = time.monotonic()
+        try:
             self._dispatch.settle(ended_by)
-            ended_s = time.monotonic()
+        finally:
             for task in (self._keep_alive_task, self._watcher):
                 if task is not None:
                     task.cancel()
             # A cancelled task holds the frame that holds this relay: let go, or only the garbage collector can.
             self._keep_alive_task = self._watcher = self._task = None
-            usage = await self._stream.finish(FINISH_TIMEOUT_S)
-            # A replica that took over counts what was sent before it with its own first token, a lost one not at all.
-            self._exchange.usage = {**usage, "output_tokens": max(usage["output_tokens"], len(self._sent_ids))}
-            self._dispatch.finish(ended_by, ended_s)
+            try:
+                usage = await self._stream.finish(FINISH_TIMEOUT_S)
+                # A replica that took over counts what was sent before it with its first token, a lost one not at all.
+                self._exchange.usage = {**usage, "output_tokens": max(usage["output_tokens"], len(self._sent_ids))}
+            finally:
+                self._dispatch.finish(ended_by, ended_s)
 
     async def _is_relayed(self) -> bool:
         """Relay what the stream brings; False when it broke and another has taken its place."""
@@ -137,6 +148,7 @@ class Relay:
         stream.sink = None  # what a silent replica says after all is no part of the answer any more
         if self._exchange.first_byte_s is not None:
             self._sent_ids += stream.token_ids
+        self._was_lost |= not is_failure(error)
         self._dispatch.on_broken(error)
         if self._watcher is not None and self._watcher.done():
             raise ClientGone("the client closed its connection as its replica was lost")
@@ -146,6 +158,7 @@ class Relay:
                 raise error
             self._has_role_twice = resume is None
         self._stream = await self._dispatch.again(error, resume)
+        self._is_answering = False
         self._idle_since_s = time.monotonic()
         await stream.finish(timeout_s=0.0)  # what the rest would have cost is nobody's to pay
 
@@ -157,10 +170,12 @@ class Relay:
             if self._has_role_twice:
                 self._has_role_twice = False
                 body = body.partition(b"\n\n")[2]
+            if not self._is_answering:
+                self._is_answering, self._was_lost = True, False
+                self._dispatch.on_first_byte()
             if exchange.first_byte_s is None:
                 exchange.first_byte_s = now_s
                 self._first_body = body
-                self._dispatch.on_first_byte()
                 await self._start()
             else:
                 exchange.gaps.add(now_s - self._idle_since_s)
@@ -229,7 +244,7 @@ class Relay:
         """An error frame when the answer has begun, else the error itself for the caller to answer with."""
         exchange = self._exchange
         error = as_api_error(reason, exchange)
-        if isinstance(error, EngineUnavailable):
+        if self._is_lost(reason):
             metrics.LOST.labels(exchange.model).inc()
         if not exchange.is_response_started:
             raise error
@@ -237,11 +252,18 @@ class Relay:
         metrics.STREAMS_BROKEN.labels(exchange.model, exchange.pool).inc()
         await self._send_body(error_event(error, exchange.dialect), more_body=False)
 
+    def _is_lost(self, reason: ReplicaLost | StreamFailed | ApiError) -> bool:
+        """Whether the answer ends because its replica was lost, or its gateway has to go."""
+        if isinstance(reason, EngineUnavailable | Overloaded | RateLimited):
+            return self._was_lost or self._is_ended
+        return not (isinstance(reason, ApiError | ReplicaSilent) or is_failure(reason) or is_refusal(reason))
+
     async def _send_body(self, body: bytes, *, more_body: bool) -> None:
         """Waits for a client that does not read, and no longer than `tick` lets it."""
-        self._blocked_since_s = time.monotonic()
+        self._blocked_since_s = began_s = time.monotonic()
         await self._send({"type": "http.response.body", "body": body, "more_body": more_body})
         self._blocked_since_s = None
+        self._exchange.blocked_s += time.monotonic() - began_s
 
     async def _upstream_error(self, head: ResponseHead) -> ApiError:
         return translate_error(head["status"], await self._read_all(), self._exchange)
@@ -284,6 +306,7 @@ class Relay:
 
     def end(self) -> None:
         """There is no more time for this answer."""
+        self._is_ended = True
         self._stream.interrupt(EngineUnavailable("this server is stopping", retry_after_s=RETRY_AFTER_LOST_S))
 
     @property

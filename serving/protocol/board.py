@@ -72,14 +72,14 @@ class Board:
         """Seconds until a replica of ``model`` could be ready, of a primary pool or, where one ``allows_fallback``, of
         any; None: none can start; NaN: nobody knows.
 
-        Asked by a gateway that sees no replica. Where the autoscaler sees one, nobody knows: it has just come up, or it
-        has died and will be started again.
+        Asked by a gateway that sees no replica. Where the autoscaler sees one, nobody knows, whatever else is starting:
+        it has just come up, is silent for a moment, or has died and will be started again.
         """
         found = self.models.get(model)
         if found is None or now_s - self.at_s > STALE_S:
             return float("nan")
         pools = [pool for pool in found.pools.values() if allows_fallback or not pool.is_fallback]
-        if any(pool.num_ready and not pool.num_starting and not pool.is_fallback for pool in pools):
+        if any(pool.num_ready and not pool.is_fallback for pool in pools):
             return float("nan")
         passed_s = max(0.0, now_s - self.at_s)
         coming = [

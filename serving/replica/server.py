@@ -11,6 +11,7 @@ import math
 import secrets
 import socket
 from hmac import compare_digest
+from http import HTTPStatus
 from pathlib import Path
 from typing import cast
 
@@ -428,6 +429,9 @@ class _Stream:
                 await self._connection.writable.wait()
         elif message["status"] >= 500 and self._connection.engine.dead:
             self._failure = "the engine died"
+        elif message["status"] == HTTPStatus.INTERNAL_SERVER_ERROR:  # as an error event is of a stream
+            self._failure, self._cause = ENGINE_FAILED, "engine_failed"
+            logger.error("request %s: the engine's app answered 500", self._head["request_id"])
         elif message["type"] == "http.response.start":
             head: ResponseHead = {
                 "status": message["status"],

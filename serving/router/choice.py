@@ -21,7 +21,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-
 FALLBACK_TTFT_SHARE = 0.8
 """Share of the remaining time in which a fallback replica must promise the first token: its figures are rougher."""
 

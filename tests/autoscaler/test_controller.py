@@ -178,6 +178,15 @@ def test_gateways_are_told_which_pools_can_start_one_at_all() -> None:
     assert (told["gpu"].is_fallback, told["cpu"].is_fallback) == (False, True)
 
 
+def test_a_pool_that_can_never_be_paid_for_can_start_none() -> None:
+    kept = {**CPU, "replicas": {"min": 1, "max": 3}}
+    for ceiling, can_start in ((4.7, False), (4.8, True), (None, True)):
+        server = Server(model_of(GPU, kept, cost={"max_usd_per_hour": ceiling}))
+        told = server.autoscaler.board(server.look()[0]).pools
+        assert (told["gpu"].can_start, told["cpu"].can_start) == (can_start, True), ceiling
+        assert told["gpu"].is_available
+
+
 def test_a_pool_that_is_backed_off_from_is_not_available() -> None:
     server = Server(model_of(GPU))
     server.running, server.target["gpu"] = {"gpu": []}, 1

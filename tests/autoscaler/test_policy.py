@@ -2,8 +2,6 @@
 
 import json
 import math
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -13,7 +11,7 @@ import pytest
 from serving.autoscaler.documents import from_document, to_document
 from serving.autoscaler.memory import Memory
 from serving.autoscaler.policy import decide
-from serving.autoscaler.types import Binding, Demand, PoolSpec, PoolState, Spec, Work
+from serving.autoscaler.types import Binding, Demand, PoolSpec, PoolState, Work
 from tests.autoscaler.world import CPU, CPU_MODEL, GPU, GPU_MODEL, PRICES, SPEC, World, demand
 
 IDLE = demand(0.0)

@@ -6,13 +6,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from prometheus_client import REGISTRY
 
 from serving.engine.base import RequestContext
 from serving.engine.scripted import Script, ScriptedEngine, ScriptedFailure
+from serving.gateway.dispatch import Dispatch
 from serving.protocol.asgi import Message, Receive, Scope, Send
-from tests.support.engines import AppEngine, NeighbourEngine
-from tests.support.stack import CHAT, Json, Stack, chat, start_stack, until
+from serving.router.breaker import NUM_FAILURES
+from tests.support.engines import AppEngine, NeighbourEngine, Recorder
+from tests.support.stack import CHAT, MODEL, Json, Stack, chat, start_stack, until
 from tests.support.wire import Wire
 
 NUM_WORDS = 40
@@ -31,6 +35,10 @@ def events(answer: bytes) -> list[Json]:
 
 def text_of(answer: bytes) -> str:
     return "".join(event["choices"][0]["delta"].get("content", "") for event in events(answer))
+
+
+def metric(name: str, **labels: str) -> float:
+    return REGISTRY.get_sample_value(name, labels) or 0.0
 
 
 async def only(stack: Stack, index: int) -> None:
@@ -116,6 +124,58 @@ async def test_what_an_engine_that_lives_fails_at_goes_to_another_one_once(tmp_p
             answer = await wire.answer()
         assert b'"code":"internal_error"' in answer.body
         assert sum(engine.num_requests for engine in breaking) == 2
+
+
+async def test_a_whole_answer_that_an_engine_fails_at_comes_from_another_one(tmp_path: Path) -> None:
+    async with start_stack(tmp_path, AppEngine(Recorder(b"{}", status=500)), ScriptedEngine(Script())) as stack:
+        await only(stack, 0)
+        broken = stack.directory.all()[0].breaker
+        answer = await stack.client.post(CHAT, json=chat(max_tokens=3))
+        assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error"), "there is no other"
+        assert broken.num_failures == 1
+        await everyone(stack)
+        answers = [await stack.client.post(CHAT, json=chat(f"{number}", max_tokens=3)) for number in range(8)]
+        assert {answer.status_code for answer in answers} == {200}
+
+
+async def test_a_stream_that_goes_on_at_a_replica_on_probation_ends_that_with_its_first_token(tmp_path: Path) -> None:
+    async with start_stack(tmp_path, *engines(step_s=0.01)) as stack, await begin(stack) as wire:
+        await begun(stack)
+        other = next(replica for replica in stack.directory.all() if replica.name == stack.replicas[1].name)
+        other.breaker.num_failures = NUM_FAILURES
+        await stack.replicas[0].close()
+        await made(stack, 1, 5)
+        await stack.until(lambda: other.breaker.allows(0.0))
+        assert stack.engines[1].load().running, "it still answers"
+        assert b"[DONE]" in (await wire.answer()).body
+
+
+async def test_what_was_lost_with_a_replica_is_counted_and_nothing_else(tmp_path: Path) -> None:
+    lost = metric("ballast_requests_lost_total", model=MODEL)
+    async with start_stack(tmp_path, AppEngine(Recorder(b"{}", status=503)), limits={"queue_timeout_s": 0.2}) as stack:
+        assert (await stack.client.post(CHAT, json=chat())).status_code == 503
+        assert metric("ballast_requests_lost_total", model=MODEL) == lost, "its replica is there"
+    async with start_stack(tmp_path / "dies", *engines(1, prefill_s=0.2), limits={"queue_timeout_s": 0.2}) as stack:
+        request = asyncio.create_task(stack.client.post(CHAT, json=chat()))
+        await until(lambda: stack.engines[0].load().running)
+        await stack.replicas[0].close()
+        assert (await request).status_code == 503
+        assert metric("ballast_requests_lost_total", model=MODEL) == lost + 1
+
+
+async def test_whatever_goes_wrong_at_its_end_a_request_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(dispatch: Dispatch, error: Exception | None) -> None:
+        raise RuntimeError("a bug")
+
+    async with start_stack(tmp_path, ScriptedEngine(Script())) as stack:
+        monkeypatch.setattr(Dispatch, "settle", broken)
+        ended: list[Any] = []
+        monkeypatch.setattr(Dispatch, "finish", lambda *_: ended.append(1))
+        with contextlib.suppress(httpx.HTTPError):
+            await stack.client.post(CHAT, json=chat(max_tokens=3))
+        await until(lambda: ended)
 
 
 class NoMemory(ScriptedEngine):

@@ -283,6 +283,20 @@ async def test_a_late_request_is_refused_where_the_model_sheds_and_counts_as_mis
     assert metric("ballast_slo_requests_total", model=MODEL, outcome="missed") == missed + 1
 
 
+async def test_the_time_that_a_client_takes_to_send_its_request_is_its_own(tmp_path: Path) -> None:
+    data = chat_bytes(max_tokens=1)
+    head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(data)}\r\n\r\n"
+    async with start_stack(tmp_path, engine(), slo={"ttft_s": 0.3, "shed": True}) as stack:
+        await heard_of(stack)
+        async with await stack.wire() as wire:
+            await wire.send(head.encode() + data[:10])
+            await asyncio.sleep(0.4)
+            await wire.send(data[10:])
+            assert (await wire.answer()).status == 200
+        await stack.until(lambda: demand_of(stack).num_met == 1)
+        assert demand_of(stack).num_missed == 0
+
+
 async def test_a_late_request_is_served_late_where_the_model_does_not_shed_and_missed_once(tmp_path: Path) -> None:
     async with busy_stack(tmp_path, slo={"ttft_s": 0.2}) as stack, filled(stack) as busy:
         [waits] = await wait_behind(stack, "hello")
@@ -412,6 +426,28 @@ async def test_the_autoscaler_hears_what_came_and_what_waits_and_how_fast_replic
             assert pool.cp_s_per_token > 0.0
             free(busy)
             await waits
+
+
+async def test_counting_a_prompts_tokens_caches_nothing(tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": LONG + "!stall"}]
+    async with busy_stack(tmp_path) as stack:
+        await stack.client.post("/v1/messages/count_tokens", json=chat() | {"messages": messages})
+        async with await stack.wire() as wire:
+            await wire.post(CHAT, json.dumps(chat(stream=True) | {"messages": messages}).encode())
+            [replica] = ready(stack)
+            await stack.until(lambda: replica.load and replica.load["pending_prompt_tokens"])
+            assert replica.backlog_s * replica.prefill_tokens_per_s > 500
+
+
+async def test_a_schema_for_the_answer_is_no_prompt(tmp_path: Path) -> None:
+    """Or prompts would be taken for shorter than they are, others' too."""
+    schema = {"type": "object", "properties": {f"property_{index}": {"type": "string"} for index in range(60)}}
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    async with busy_stack(tmp_path) as stack:
+        for fields in ({}, {"response_format": wanted}):
+            assert (await stack.client.post(CHAT, json=chat(LONG, max_tokens=1, **fields))).status_code == 200
+        demand = stack.inference._dispatcher.routes[MODEL].demand
+        assert demand.expected_prompt_tokens(len(LONG)) == pytest.approx(800, rel=0.05)
 
 
 async def test_a_prompt_that_is_cached_counts_for_what_is_left_of_it(tmp_path: Path) -> None:

@@ -364,6 +364,21 @@ async def test_a_slow_reader_pauses_its_engine_and_gets_everything_when_it_reads
         assert (await stack.request_line(status=200))["error"] is None
 
 
+async def test_what_a_slow_reader_makes_late_is_not_our_miss(tmp_path: Path) -> None:
+    flood = Flood(CHUNK, max_chunks=300)
+    async with start_stack(tmp_path, AppEngine(flood), limits=SMALL_BUFFERS) as stack:
+        wire = await stack.wire(receive_buffer_bytes=4096, limit_bytes=1024)
+        await wire.post(CHAT, json.dumps(chat(stream=True)).encode())
+        await stuck(flood, flood)
+        await asyncio.sleep(0.2)
+        await wire.read_head()
+        assert sum([len(chunk) async for chunk in wire.chunks()]) == 300 * len(CHUNK)
+        await wire.close()
+        await stack.request_line(status=200)
+        demand = stack.inference._dispatcher.routes[MODEL].demand
+        assert (demand.num_met, demand.num_missed) == (1, 0)
+
+
 async def test_a_slow_reader_has_no_more_time_in_all_than_others(tmp_path: Path) -> None:
     flood = Flood(CHUNK, max_chunks=10_000)
     limits = SMALL_BUFFERS | {"max_request_s": 50.0}
