@@ -10,6 +10,7 @@ from urllib.parse import unquote
 import pytest
 from prometheus_client.metrics import MetricWrapperBase
 
+from benchmarks.scenarios.faults import FAULTS
 from serving.cli import parser
 from serving.config.limits import Limits
 from serving.config.server import ServerConfig
@@ -109,6 +110,11 @@ def test_the_http_page_lists_every_answer() -> None:
         for status, kind, code, retry, _ in rows(ROOT / "docs" / "http.md", r"\d{3}")
     ]
     assert Multiset(listed) == Multiset(ANSWERS.values())
+
+
+def test_the_benchmarking_page_lists_every_fault_with_its_promise() -> None:
+    listed = {tuple(row) for row in rows(ROOT / "docs/benchmarking.md", r"F\d+")}
+    assert listed == {(fault.row, fault.name, fault.promise) for fault in FAULTS}
 
 
 def test_the_operating_guide_lists_every_metric_with_its_labels() -> None:

@@ -134,7 +134,7 @@ def _num_starts(stage: Stage) -> int:
 async def poisoned(stage: Stage) -> Outcome:
     """A request that kills whatever engine it meets, sent again by its client as soon as it fails."""
     poison = Due(0.0, "!die", 50)
-    starts, died = _num_starts(stage), stage.metric("ballast_requests_quarantined_total")
+    starts, quarantined = _num_starts(stage), stage.metric("ballast_requests_quarantined_total")
     driver = stage.driver()
     refused: list[Sent] = []
 
@@ -158,7 +158,7 @@ async def poisoned(stage: Stage) -> Outcome:
     }
     figures = {
         "engines that died": num_dead,
-        "refusals": stage.metric("ballast_requests_quarantined_total") - died,
+        "refusals": stage.metric("ballast_requests_quarantined_total") - quarantined,
         "bystanders": len(run.failed),
     }
     return outcome_of(stage, run, checks, figures)

@@ -38,6 +38,7 @@ class Outcome:
     """Requests finished by each pool."""
     num_starts: tuple[int, ...]
     num_stops: tuple[int, ...]
+    """Starts that were given up (`num_aborted`) among them."""
     num_aborted: tuple[int, ...]
     """Starts given up before the replica was ready."""
     ttft_s: "array[float]"

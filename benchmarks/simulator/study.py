@@ -199,8 +199,9 @@ def describe(found: Study) -> dict[str, Any]:
 
 
 def is_reconstructed(name: str) -> bool:
-    """Whether a bundled trace was made from published statistics rather than from requests."""
-    return name.startswith(("azure2024", "burstgpt"))
+    """Whether this is one of the traces that were made from published statistics rather than from requests
+    (docs/autoscaling.md)."""
+    return name in ("azure2024_code_days1-4", "burstgpt_days1-3")
 
 
 def _describe(result: Result, found: Study) -> dict[str, object]:

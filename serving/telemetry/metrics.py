@@ -61,7 +61,7 @@ LOST = Counter(
 )
 FAILOVERS = Counter(
     "ballast_failovers",
-    "Streams moved to another replica: restarted before, continued after the first byte.",
+    "Requests moved to another replica: restarted from their start, or continued from the tokens so far.",
     ["model", "kind"],
 )
 FALLBACKS = Counter("ballast_fallbacks", "Requests that a fallback pool served, and why.", ["model", "pool", "reason"])
