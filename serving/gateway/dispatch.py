@@ -255,16 +255,20 @@ class Dispatch:
         return self._replica is None or address.model_version == self._replica.address.model_version
 
     def _able(self, besides: Container[str] = ()) -> Sequence[Replica]:
-        """The replicas that may serve this request now, those of primary pools first."""
-        now_s, pools = time.monotonic(), self._pools
+        """The replicas that may serve this request now, those of primary pools first. Where the breaker of each is
+        open, all of them: it spares a replica only while there is another to ask (Envoy's panic threshold).
+        """
+        pools = self._pools
         able = [
             replica
             for replica in self._dispatcher.directory.replicas(self._exchange.model)
             if replica.is_ready
             and (not replica.is_fallback or replica.address.pool in pools)
             and replica.name not in besides
-            and (not replica.breaker.num_failures or replica.breaker.allows(now_s))
         ]
+        if any(replica.breaker.num_failures for replica in able):
+            now_s = time.monotonic()
+            able = [replica for replica in able if replica.breaker.allows(now_s)] or able
         if len(pools) and len(able) > 1:
             able.sort(key=lambda replica: replica.is_fallback)
         return able

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,24 @@ async def test_a_whole_answer_that_an_engine_fails_at_comes_from_another_one(tmp
         await everyone(stack)
         answers = [await stack.client.post(CHAT, json=chat(f"{number}", max_tokens=3)) for number in range(8)]
         assert {answer.status_code for answer in answers} == {200}
+
+
+async def test_a_breaker_spares_a_replica_only_while_there_is_another(tmp_path: Path) -> None:
+    """Or one client's requests at which an engine fails would keep everybody from the only one."""
+    async with start_stack(tmp_path, *[NeighbourEngine(Script()) for _ in range(2)]) as stack:
+        await everyone(stack)
+        for replica in stack.directory.all():
+            if replica.name == stack.replicas[0].name:
+                replica.breaker.num_failures, replica.breaker.open_until_s = NUM_FAILURES, math.inf
+        for number in range(8):
+            assert (await stack.client.post(CHAT, json=chat(f"{number}", max_tokens=1))).status_code == 200
+        spared = stack.engines[0]
+        assert isinstance(spared, NeighbourEngine)
+        assert spared.num_requests == 0
+        await only(stack, 0)
+        assert (await stack.client.post(CHAT, json=chat(max_tokens=1))).status_code == 200
+        assert spared.num_requests == 1
+        assert all(replica.breaker.num_failures == 0 for replica in stack.directory.all()), "it has answered"
 
 
 async def test_a_stream_that_goes_on_at_a_replica_on_probation_ends_that_with_its_first_token(tmp_path: Path) -> None:
