@@ -268,7 +268,7 @@ def _model_findings(config: Config, plan: Plan, specs: Specs) -> Iterator[Findin
             yield Finding("error", f"{path}.cost.max_usd_per_hour", message, "lower replicas.min, or raise the ceiling")
         elif ceiling is not None:
             for position, pool in enumerate(planned.pools):
-                if not pool.min_replicas and pool.max_replicas and smallest + pool.usd_per_hour > ceiling:
+                if not pool.min_replicas and pool.max_replicas and smallest + pool.usd_per_hour > ceiling * _ROUNDING:
                     message = f"beside what must be kept, a replica would cost over max_usd_per_hour {ceiling:g}"
                     action = "raise cost.max_usd_per_hour, or lower the other pools' replicas.min"
                     yield Finding("warning", f"{path}.pools[{position}]", message, action)
@@ -287,6 +287,10 @@ def _spec_findings(model: ModelConfig, spec: ModelSpec, path: str) -> Iterator[F
     if model.task == "generate" and model.chat_template is None and not spec.has_chat_template:
         message = "the model has no chat template, so /v1/chat/completions cannot work"
         yield Finding("warning", f"{path}.chat_template", message, "set chat_template to a Jinja file")
+
+
+_ROUNDING = 1.0 + 1e-9
+"""Prices add up to a ceiling but for this."""
 
 
 def _pool_findings(model: ModelPlan, pool: PoolPlan, path: str, machine: Machine) -> Iterator[Finding]:

@@ -141,6 +141,15 @@ def test_what_ballast_up_was_told_over_its_file_still_holds(capsys: pytest.Captu
     assert "server.port" not in said
 
 
+def test_what_this_shells_environment_says_is_not_the_servers_affair(
+    running: Config, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BALLAST_PORT", "9000")
+    monkeypatch.setenv("BALLAST_LOG_LEVEL", "debug")
+    assert main(["apply"]) == 0
+    assert "nothing to change" in capsys.readouterr().out
+
+
 def test_a_config_that_does_not_fit_the_machine_is_refused(running: Config, capsys: pytest.CaptureFixture[str]) -> None:
     write_config(cpus_per_replica=1000)
     assert main(["apply", "--yes"]) == 3

@@ -247,11 +247,13 @@ def summarise(run: Run, samples: Sequence[Sample]) -> dict[str, Any]:
 def _in_time_by_phase(run: Run) -> dict[str, float | None]:
     """Share of each phase's requests whose first token was in time; None of a phase without any."""
     shares: dict[str, float | None] = {}
-    ends_s = [*(mark.at_s for mark in run.marks[1:]), math.inf]
-    for mark, end_s in zip(run.marks, ends_s, strict=True):
-        sent = [each for each in run.sent if mark.at_s <= each.due.at_s < end_s]
+    begin_s = 0.0
+    for phase in PHASES:
+        end_s = begin_s + phase.duration_s
+        sent = [each for each in run.sent if begin_s <= each.due.at_s < end_s]
         in_time = sum(each.is_whole and each.ttft_s <= TTFT_SLO_S for each in sent)
-        shares[mark.name] = round(in_time / len(sent), 4) if sent else None
+        shares[phase.name] = round(in_time / len(sent), 4) if sent else None
+        begin_s = end_s
     return shares
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from serving.change import plan_change
 from serving.change_text import change_as_json, render_change
-from serving.commands.settings import load_settings
+from serving.commands.settings import load_file
 from serving.config import Config
 from serving.errors import MachineError, OperatorError, StateError
 from serving.lifecycle.control import Apply, InForce, Report, apply
@@ -25,7 +25,7 @@ def run(arguments: Namespace) -> int:
     Raises ConfigError for a wrong file and for keys that only a restart can change, MachineError when it does not fit
     this machine or does not come up, StateError when no server runs.
     """
-    path, said = load_settings(arguments)
+    path, said = load_file(arguments)
     record, in_force = _running(said)
     config = record.overriding(said)
     change = plan_change(in_force.config, config)

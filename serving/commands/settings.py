@@ -30,6 +30,15 @@ def load_settings(arguments: Namespace) -> tuple[Path, Config]:
     return path, load_config(path, environment)
 
 
+def load_file(arguments: Namespace) -> tuple[Path, Config]:
+    """As `load_settings`, for a server that runs: what options and environment say here is not its affair, but for
+    where config and state folder are.
+    """
+    environment = _environment(arguments)
+    path = config_path(arguments.config, environment)
+    return path, load_config(path, Environment(state_dir=environment.state_dir))
+
+
 def overrides(arguments: Namespace) -> dict[str, JsonValue]:
     """Keys of the config's ``server`` that options or environment say instead of the file. Raises ConfigError."""
     return {str(key): value for (_, key), value in _environment(arguments).overrides.items()}

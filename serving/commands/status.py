@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.table import Table
 
 from serving.commands.console import console
-from serving.commands.settings import load_settings
+from serving.commands.settings import load_file
 from serving.config import Config
 from serving.config.pool import Pool
 from serving.lifecycle.control import InForce
@@ -30,7 +30,7 @@ Status = Mapping[str, Any]
 
 def run(arguments: Namespace) -> int:
     """Returns 0 when the server is ready, 1 when it is not or does not run."""
-    _, config = load_settings(arguments)
+    _, config = load_file(arguments)
     record, status = observe(config)
     if arguments.json:
         in_force = in_force_of(record)

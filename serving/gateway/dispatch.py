@@ -255,20 +255,22 @@ class Dispatch:
         return self._replica is None or address.model_version == self._replica.address.model_version
 
     def _able(self, besides: Container[str] = ()) -> Sequence[Replica]:
-        """The replicas that may serve this request now, those of primary pools first. Where the breaker of each is
-        open, all of them: it spares a replica only while there is another to ask (Envoy's panic threshold).
+        """The replicas that may serve this request now, those of primary pools first. A breaker spares one only while
+        there is another that could be asked, now or in a moment (Envoy's panic threshold), or if it does not answer.
         """
         pools = self._pools
-        able = [
+        known = [
             replica
             for replica in self._dispatcher.directory.replicas(self._exchange.model)
-            if replica.is_ready
-            and (not replica.is_fallback or replica.address.pool in pools)
-            and replica.name not in besides
+            if not replica.is_fallback or replica.address.pool in pools
         ]
+        able = [replica for replica in known if replica.is_ready and replica.name not in besides]
         if any(replica.breaker.num_failures for replica in able):
             now_s = time.monotonic()
-            able = [replica for replica in able if replica.breaker.allows(now_s)] or able
+            well = [replica for replica in able if replica.breaker.allows(now_s)]
+            if not well and not any(replica.breaker.is_closed and not replica.has_dead_engine for replica in known):
+                well = [replica for replica in able if not replica.breaker.is_by_silence]
+            able = well
         if len(pools) and len(able) > 1:
             able.sort(key=lambda replica: replica.is_fallback)
         return able

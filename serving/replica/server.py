@@ -53,6 +53,7 @@ FAIL_GRACE_S = 0.5
 MAX_LET_GO_TURNS = 100
 #: Above this much unsent data on a connection its streams wait; the gateway has stopped reading.
 HIGH_WATER_BYTES = 4 * 1024 * 1024
+MAX_LOGGED_BYTES = 500
 ENGINE_FAILED = "the engine failed while serving this request"
 #: How vLLM says that a stream broke: in OpenAI's shape, and in Anthropic's.
 ENGINE_ERROR_EVENTS = (b'data: {"error"', b"event: error\n")
@@ -308,6 +309,7 @@ class _Stream:
         self.pending_prompt_tokens = head.get("prompt_tokens", 0)
         self._failure: str | None = None
         self._cause: Cause = "request"
+        self._is_error_due = False
         # A chat's first event is its role, made of no token; with ``resume`` it has been sent before.
         self._is_role_due = head["path"] == "/v1/chat/completions" and not head["resume"]
         self._disconnected = asyncio.Event()
@@ -412,6 +414,10 @@ class _Stream:
 
     async def _send(self, message: Message) -> None:
         if self._is_dropped or self._failure is not None:
+            if self._is_error_due:
+                self._is_error_due = False
+                body = message.get("body", b"")[:MAX_LOGGED_BYTES].decode("utf-8", "replace")
+                logger.error("request %s: the engine's app answered 500: %s", self._head["request_id"], body)
             return
         if message["type"] == "http.response.body":
             body = message.get("body", b"")
@@ -430,8 +436,7 @@ class _Stream:
         elif message["status"] >= 500 and self._connection.engine.dead:
             self._failure = "the engine died"
         elif message["status"] == HTTPStatus.INTERNAL_SERVER_ERROR:  # as an error event is of a stream
-            self._failure, self._cause = ENGINE_FAILED, "engine_failed"
-            logger.error("request %s: the engine's app answered 500", self._head["request_id"])
+            self._failure, self._cause, self._is_error_due = ENGINE_FAILED, "engine_failed", True
         elif message["type"] == "http.response.start":
             head: ResponseHead = {
                 "status": message["status"],

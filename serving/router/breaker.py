@@ -3,6 +3,8 @@
 import weakref
 from dataclasses import dataclass
 
+from serving.errors import ReplicaSilent
+
 NUM_FAILURES = 3
 FIRST_PAUSE_S, MAX_PAUSE_S = 2.0, 60.0
 
@@ -16,17 +18,23 @@ class Breaker:
     num_failures: int = 0
     open_until_s: float = 0.0
     is_probing: bool = False
+    is_by_silence: bool = False
+    """The last failure was an answer that never came."""
     _last_event: weakref.ref[Exception] | None = None
 
+    @property
+    def is_closed(self) -> bool:
+        return self.num_failures < NUM_FAILURES
+
     def allows(self, now_s: float) -> bool:
-        if self.num_failures < NUM_FAILURES:
+        if self.is_closed:
             return True
         return not self.is_probing and now_s >= self.open_until_s
 
     def on_sent(self) -> bool:
         """A request goes to the replica. Whether it is the probe of a breaker that is half open: say so when it ends,
         for what was sent before the breaker opened decides nothing."""
-        self.is_probing = self.num_failures >= NUM_FAILURES
+        self.is_probing = not self.is_closed
         return self.is_probing
 
     def on_answer(self, *, is_probe: bool) -> None:
@@ -35,8 +43,8 @@ class Breaker:
             self.on_success(is_probe=True)
 
     def on_success(self, *, is_probe: bool) -> None:
-        if is_probe or self.num_failures < NUM_FAILURES:
-            self.num_failures = 0
+        if is_probe or self.is_closed:
+            self.num_failures, self.open_until_s = 0, 0.0
             self.is_probing = False
 
     def on_failure(self, now_s: float, error: Exception | None = None) -> None:
@@ -47,6 +55,7 @@ class Breaker:
         if is_known or now_s < self.open_until_s:
             return
         self._last_event = weakref.ref(error) if error is not None else None  # it holds the frames of all its streams
+        self.is_by_silence = isinstance(error, ReplicaSilent)
         self.num_failures += 1
         num_pauses = self.num_failures - NUM_FAILURES
         if num_pauses >= 0:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import json
-import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,12 @@ from prometheus_client import REGISTRY
 
 from serving.engine.base import RequestContext
 from serving.engine.scripted import Script, ScriptedEngine, ScriptedFailure
+from serving.errors import ReplicaSilent
 from serving.gateway.dispatch import Dispatch
 from serving.protocol.asgi import Message, Receive, Scope, Send
+from serving.protocol.frames import NO_USAGE
 from serving.router.breaker import NUM_FAILURES
+from serving.router.link import StreamFailed
 from tests.support.engines import AppEngine, NeighbourEngine, Recorder
 from tests.support.stack import CHAT, MODEL, Json, Stack, chat, start_stack, until
 from tests.support.wire import Wire
@@ -141,20 +144,30 @@ async def test_a_whole_answer_that_an_engine_fails_at_comes_from_another_one(tmp
 
 async def test_a_breaker_spares_a_replica_only_while_there_is_another(tmp_path: Path) -> None:
     """Or one client's requests at which an engine fails would keep everybody from the only one."""
-    async with start_stack(tmp_path, *[NeighbourEngine(Script()) for _ in range(2)]) as stack:
+    spared = NeighbourEngine(Script())
+    async with start_stack(tmp_path, spared, ScriptedEngine(Script()), limits={"queue_timeout_s": 0.1}) as stack:
+        found = {replica.name: replica for replica in stack.directory.all()}
+        bad, good = (found[replica.name] for replica in stack.replicas)
+
+        def fail(kind: type[Exception], *said: object) -> None:
+            for _ in range(NUM_FAILURES):
+                bad.breaker.on_failure(time.monotonic() + 3600.0, kind(*said))
+
+        async def served(status: int = 200) -> int:
+            assert (await stack.client.post(CHAT, json=chat(max_tokens=1))).status_code == status
+            return spared.num_requests
+
         await everyone(stack)
-        for replica in stack.directory.all():
-            if replica.name == stack.replicas[0].name:
-                replica.breaker.num_failures, replica.breaker.open_until_s = NUM_FAILURES, math.inf
-        for number in range(8):
-            assert (await stack.client.post(CHAT, json=chat(f"{number}", max_tokens=1))).status_code == 200
-        spared = stack.engines[0]
-        assert isinstance(spared, NeighbourEngine)
-        assert spared.num_requests == 0
+        fail(StreamFailed, {"message": "no memory", "cause": "engine_failed", "usage": NO_USAGE})
+        assert [await served() for _ in range(8)] == [0] * 8
+        good.is_silent = True
+        good.refresh()
+        assert await served(503) == 0, "the other is back in a moment"
         await only(stack, 0)
-        assert (await stack.client.post(CHAT, json=chat(max_tokens=1))).status_code == 200
-        assert spared.num_requests == 1
-        assert all(replica.breaker.num_failures == 0 for replica in stack.directory.all()), "it has answered"
+        assert await served() == 1
+        assert bad.breaker.is_closed
+        fail(ReplicaSilent, "nothing for 300 s")
+        assert await served(503) == 1, "nobody would hear from it"
 
 
 async def test_a_stream_that_goes_on_at_a_replica_on_probation_ends_that_with_its_first_token(tmp_path: Path) -> None:

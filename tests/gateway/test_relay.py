@@ -14,6 +14,7 @@ import openai
 import pytest
 
 from serving.engine.scripted import Script, ScriptedEngine
+from serving.gateway import dispatch
 from serving.gateway.exchange import Exchange
 from serving.gateway.relay import translate_error
 from serving.protocol.asgi import AsgiApp, Message, Receive, Scope, Send
@@ -364,13 +365,14 @@ async def test_a_slow_reader_pauses_its_engine_and_gets_everything_when_it_reads
         assert (await stack.request_line(status=200))["error"] is None
 
 
-async def test_what_a_slow_reader_makes_late_is_not_our_miss(tmp_path: Path) -> None:
+async def test_what_a_slow_reader_makes_late_is_not_our_miss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "_WRITE_S", 0.7)
     flood = Flood(CHUNK, max_chunks=300)
     async with start_stack(tmp_path, AppEngine(flood), limits=SMALL_BUFFERS) as stack:
         wire = await stack.wire(receive_buffer_bytes=4096, limit_bytes=1024)
         await wire.post(CHAT, json.dumps(chat(stream=True)).encode())
         await stuck(flood, flood)
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(1.0)
         await wire.read_head()
         assert sum([len(chunk) async for chunk in wire.chunks()]) == 300 * len(CHUNK)
         await wire.close()

@@ -320,12 +320,15 @@ async def test_an_app_that_raises_is_a_failure_that_tells_no_internals(bench: Be
     assert failure["cause"] == "engine_failed"
 
 
-async def test_an_answer_of_500_is_a_failure_as_an_error_event_of_a_stream_is(bench: Bench) -> None:
-    """vLLM answers a request that is not streamed with it where a stream would break."""
+async def test_an_answer_of_500_is_a_failure_as_an_error_event_of_a_stream_is(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    """vLLM answers a request that is not streamed with it where a stream would break. What it says is for our log."""
     peer = await bench.gateway_of(Recorder(b'{"error": {"message": "secret detail"}}', status=500))
     peer.open(1)
     body, kind, failure = await read_stream(peer)
     assert (body, kind) == (b"", Kind.FAIL)
+    assert "secret detail" in caplog.text
     assert (failure["message"], failure["cause"]) == ("the engine failed while serving this request", "engine_failed")
 
 

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.errors import ReplicaLost
+from serving.errors import ReplicaLost, ReplicaSilent
 from serving.router.breaker import FIRST_PAUSE_S, MAX_PAUSE_S, NUM_FAILURES, Breaker
 
 
@@ -55,6 +55,29 @@ def test_half_open_it_lets_one_request_through_and_its_success_closes_it() -> No
     assert not breaker.allows(FIRST_PAUSE_S), "one probe at a time"
     breaker.on_success(is_probe=True)
     assert breaker.allows(FIRST_PAUSE_S)
+
+
+def test_a_success_while_it_is_open_leaves_it_as_new() -> None:
+    """It is asked all the same where there is no other replica."""
+    breaker = opened()
+    for _ in range(5):
+        breaker.on_failure(breaker.open_until_s)
+    assert breaker.on_sent()
+    breaker.on_success(is_probe=True)
+    now_s = breaker.open_until_s
+    for _ in range(NUM_FAILURES):
+        assert breaker.allows(now_s)
+        breaker.on_failure(now_s)
+    assert not breaker.allows(now_s)
+    assert breaker.allows(now_s + FIRST_PAUSE_S)
+
+
+def test_it_says_whether_answers_failed_or_never_came() -> None:
+    breaker = Breaker()
+    breaker.on_failure(0.0, ReplicaSilent("nothing for 300 s"))
+    assert breaker.is_by_silence
+    breaker.on_failure(0.0, ReplicaLost("the connection"))
+    assert not breaker.is_by_silence
 
 
 def test_a_probe_that_fails_doubles_the_pause_up_to_a_bound() -> None:
