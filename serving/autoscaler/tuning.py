@@ -14,8 +14,8 @@ class Tuning:
     budget_prior_s: float = 3_600.0
     """How long a fresh memory takes itself to have met the budget exactly: it neither saves nor spends at first."""
     min_prior_requests: float = 100.0
-    """And at least this many requests: more keep a trickle's first miss from counting for much, and its budget from
-    being known for days."""
+    """And at least this many requests: the more, the less a trickle's first misses count, and the longer it takes until
+    its budget tells."""
     price_gain: float = 1.5
     """e-folds of the shadow price per budget overspent."""
     saving_gain: float = 1.5

@@ -9,7 +9,6 @@ from typing import Any
 
 import httpx
 import pytest
-from prometheus_client import REGISTRY
 
 from serving.engine.base import RequestContext
 from serving.engine.scripted import Script, ScriptedEngine, ScriptedFailure
@@ -20,6 +19,7 @@ from serving.protocol.frames import NO_USAGE
 from serving.router.breaker import NUM_FAILURES
 from serving.router.link import StreamFailed
 from tests.support.engines import AppEngine, NeighbourEngine, Recorder
+from tests.support.metrics import metric
 from tests.support.stack import CHAT, MODEL, Json, Stack, chat, start_stack, until
 from tests.support.wire import Wire
 
@@ -39,10 +39,6 @@ def events(answer: bytes) -> list[Json]:
 
 def text_of(answer: bytes) -> str:
     return "".join(event["choices"][0]["delta"].get("content", "") for event in events(answer))
-
-
-def metric(name: str, **labels: str) -> float:
-    return REGISTRY.get_sample_value(name, labels) or 0.0
 
 
 async def only(stack: Stack, index: int) -> None:
@@ -208,6 +204,7 @@ async def test_whatever_goes_wrong_at_its_end_a_request_leaves_nothing_behind(
         with contextlib.suppress(httpx.HTTPError):
             await stack.client.post(CHAT, json=chat(max_tokens=3))
         await until(lambda: ended)
+        assert ended == [1], "once, and its place in the line is free"
 
 
 class NoMemory(ScriptedEngine):

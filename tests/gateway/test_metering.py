@@ -3,11 +3,11 @@
 from typing import Any
 
 import pytest
-from prometheus_client import REGISTRY
 
 from serving.gateway.exchange import Exchange
 from serving.gateway.metering import record
 from serving.protocol.openai import Dialect
+from tests.support.metrics import metric
 
 
 class Log:
@@ -16,10 +16,6 @@ class Log:
 
     def write(self, entry: dict[str, Any]) -> None:
         self.lines.append(entry)
-
-
-def metric(name: str, **labels: str) -> float:
-    return REGISTRY.get_sample_value(name, labels) or 0.0
 
 
 def exchange(pool: str = "gpu") -> Exchange:

@@ -13,7 +13,6 @@ from typing import Any
 
 import httpx
 import pytest
-from prometheus_client import REGISTRY
 
 from serving.engine.scripted import Script, ScriptedEngine
 from serving.protocol.asgi import Message
@@ -21,6 +20,7 @@ from serving.protocol.stats import DemandStats, PoolStats
 from serving.router.line import Line
 from serving.router.replica import Replica
 from serving.tenancy.keys import NewKey
+from tests.support.metrics import metric
 from tests.support.stack import CHAT, MODEL, POOL, SPARE, Stack, chat, chat_bytes, start_stack, until
 from tests.support.wire import Wire
 
@@ -102,10 +102,6 @@ def order_of(**tasks: asyncio.Task[httpx.Response]) -> list[str]:
     for name, task in tasks.items():
         task.add_done_callback(lambda _, name=name: names.append(name))  # type: ignore[misc]
     return names
-
-
-def metric(name: str, **labels: str) -> float:
-    return REGISTRY.get_sample_value(name, labels) or 0.0
 
 
 def demand_of(stack: Stack) -> DemandStats:
